@@ -1,0 +1,21 @@
+"""Typed ways round what MLX's stubs leave open."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+
+def flat(tree: Any) -> dict[str, mx.array]:
+    """The arrays of a parameter tree by dotted name."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
+
+
+def scalar(array: mx.array) -> float:
+    return cast(float, array.item())
+
+
+def load(path: Path) -> dict[str, mx.array]:
+    return dict(cast(Mapping[str, mx.array], mx.load(str(path))))

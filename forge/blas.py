@@ -1,0 +1,88 @@
+"""Puts a fast BLAS under MLX on Linux CPUs.
+
+The mlx-cpu wheel brings a reference BLAS, which multiplies fp32 matrices about 30 times slower than OpenBLAS. The dynamic
+linker takes the first definition of a symbol, so a BLAS loaded globally before libmlx wins. macOS (Accelerate) and CUDA
+have fast ones of their own and are left alone.
+
+glibc's allocator gives large blocks back at once and pays for it in page faults; two mallopt settings keep them.
+"""
+
+import ctypes
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NAMES = ("libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so")
+
+_state = "not prepared"
+
+
+def describe() -> str:
+    """What multiplies MLX's matrices on the CPU of this process, such as "libopenblas.so.0"; a tag on each run."""
+    return _state
+
+
+def prepare() -> None:
+    """Load a fast BLAS. Says nothing when it works; one line on stderr when it can't. Does its work once."""
+    global _state
+    if _state != "not prepared":
+        return
+    if not sys.platform.startswith("linux"):
+        _state = "system"
+    elif _has_cuda():
+        _state = "cuda"
+    elif os.environ.get("FORGE_BLAS") == "off":
+        _state = "mlx reference (FORGE_BLAS=off)"
+    elif "mlx.core" in sys.modules:
+        _state = "mlx reference"
+        _warn("mlx was imported before forge, so its slow reference BLAS stays: import forge first")
+    else:
+        _keep_freed_memory()
+        _state = _load_first() or "mlx reference"
+        if _state == "mlx reference":
+            _warn(
+                "no fast BLAS found, matrix products are about 30 times slower: install OpenBLAS "
+                "(Debian: apt-get install libopenblas0-pthread) or `pip install mkl`, or name a library in FORGE_BLAS"
+            )
+
+
+def _has_cuda() -> bool:
+    return any(importlib.util.find_spec(name) is not None for name in ("mlx_cuda", "mlx_cuda_12", "mlx_cuda_13")) or _mlx_lib_has("cuda")
+
+
+def _mlx_lib_has(word: str) -> bool:
+    spec = importlib.util.find_spec("mlx")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return any(path for place in places for path in Path(place, "lib").glob(f"*{word}*"))
+
+
+def _keep_freed_memory() -> None:
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):  # musl has no mallopt
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def _load_first() -> str | None:
+    """The name of the first candidate that loads and has CBLAS under its plain names (numpy's own copy does not)."""
+    for candidate in _candidates():
+        try:
+            library = ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        if hasattr(library, "cblas_sgemm"):
+            return Path(candidate).name
+    return None
+
+
+def _candidates() -> list[str]:
+    named = os.environ.get("FORGE_BLAS")
+    own = [str(Path(sys.prefix, "lib", name)) for name in _NAMES]  # conda, and the mkl wheel
+    return ([named] if named else []) + list(_NAMES) + [path for path in own if Path(path).exists()]
+
+
+def _warn(text: str) -> None:
+    print(f"forge: {text}", file=sys.stderr)

@@ -1,0 +1,264 @@
+"""Composes the configuration with Hydra, checks all of it, and starts the job or the sweep.
+
+Hydra stops at the first wrong key and leaves with a code of its own. So preflight() composes every job first, accepting
+any key, and reports all problems of all jobs at once. Only then does Hydra run. Composing twice costs about 0.2 s.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field
+
+from forge import binding, paths, spec, units
+from forge.errors import ConfigError
+
+# What decides where results go, and not which results they are.
+_NOT_IDENTITY = ("resume", "tracking", "release", "sweep", "allowed_targets")
+
+_SPECS: dict[str, type] = {
+    "data": spec.DataSpec,
+    "schedule": spec.ScheduleSpec,
+    "trainer": spec.TrainerSpec,
+    "evaluation": spec.EvaluationSpec,
+    "release": spec.ReleaseSpec,
+    "tracking": spec.TrackingSpec,
+    "sweep": spec.SweepSpec,
+}
+_TARGETS = ("model", "adapter", "objective", "optimizer")
+_DURATIONS = ("trainer.budget", "trainer.eval_every", "trainer.save_every", "schedule.warmup", "schedule.cooldown")
+
+
+class _Top(BaseModel):
+    """What stands at the top of a configuration; the groups are checked one by one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: dict[str, Any]
+    adapter: dict[str, Any]
+    data: dict[str, Any]
+    objective: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    trainer: dict[str, Any]
+    callbacks: dict[str, Any]
+    evaluation: dict[str, Any]
+    release: dict[str, Any]
+    tracking: dict[str, Any]
+    sweep: dict[str, Any]
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    resume: str | None
+    allowed_targets: list[str]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration, checked. Callables have their knobs bound. `resolved` is the plain tree it came from."""
+
+    name: str
+    seed: int
+    resume: str | None
+    identity: str
+    model: Callable[..., Any]
+    adapter: Callable[..., Any]
+    objective: Callable[..., Any]
+    optimizer: Callable[..., Any]
+    shape: Callable[[float], float]
+    sources: Mapping[str, Callable[..., Any]]
+    callbacks: Mapping[str, Any]
+    data: spec.DataSpec
+    schedule: spec.ScheduleSpec
+    trainer: spec.TrainerSpec
+    evaluation: spec.EvaluationSpec
+    release: spec.ReleaseSpec
+    tracking: spec.TrackingSpec
+    sweep: spec.SweepSpec
+    resolved: Mapping[str, Any]
+
+    def yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(dict(self.resolved)))
+
+
+def check(config: DictConfig) -> Config:
+    """Raises ConfigError that lists every problem, a line each."""
+    problems = binding.Problems()
+    checked = _check(config, problems)
+    if problems or checked is None:
+        raise ConfigError("\n".join(problems))
+    return checked
+
+
+def identity(resolved: Mapping[str, Any]) -> str:
+    """A hash (16 hex digits) of every setting that can change a result; runs that share it are the same experiment."""
+    relevant = {key: value for key, value in resolved.items() if key not in _NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check(config: DictConfig, problems: binding.Problems) -> Config | None:
+    for key in sorted(OmegaConf.missing_keys(config)):
+        problems.add(key, f"has no value yet: set {key}=…")
+    try:
+        tree: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        problems.add(error.full_key or "config", str(error).splitlines()[0])
+        return None
+    if problems or binding.spec(_Top, tree, "", problems) is None:
+        problems[:] = [line.removeprefix(".") for line in problems]
+
+    found: dict[str, Any] = {}
+    for group, kind in _SPECS.items():
+        if isinstance(tree.get(group), dict):
+            found[group] = binding.spec(kind, tree[group], group, problems)
+    allowed = [str(prefix) for prefix in tree.get("allowed_targets") or ()]
+    for group in _TARGETS:
+        if isinstance(tree.get(group), dict):
+            found[group] = binding.target(tree[group], group, problems, allowed)
+    if found.get("schedule"):
+        found["shape"] = binding.target(found["schedule"].shape, "schedule.shape", problems, allowed)
+    if found.get("data"):
+        named = found["data"].sources.items()
+        found["sources"] = {name: binding.target(s.source, f"data.sources.{name}.source", problems, allowed) for name, s in named}
+        if not any(s.weight > 0 for _, s in named):
+            problems.add("data.sources", "no source has a weight above 0")
+    callbacks = tree.get("callbacks")
+    if isinstance(callbacks, dict):
+        bound = {name: binding.target(node, f"callbacks.{name}", problems, allowed) for name, node in callbacks.items() if node is not None}
+        found["callbacks"] = {name: build() for name, build in bound.items() if build is not None}
+    _check_durations(tree, problems)
+    if problems:
+        return None
+    rest = {key: tree[key] for key in ("name", "seed", "resume")}
+    return Config(**rest, **found, identity=identity(tree), resolved=tree)
+
+
+def _check_durations(tree: Mapping[str, Any], problems: binding.Problems) -> None:
+    for path in _DURATIONS:
+        group, key = path.split(".")
+        value = (tree.get(group) or {}).get(key)
+        if isinstance(value, str):
+            try:
+                number, unit = units.parse(value)
+                if path == "trainer.budget" and (unit == "%" or number == 0):
+                    raise ConfigError(f"{value!r}: the run's length is steps, tokens or epochs, and above 0")
+            except ConfigError as error:
+                problems.add(path, str(error))
+
+
+# ---- Hydra ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What a command line asks for: the checked jobs, and the keys in which they differ when it is a sweep."""
+
+    configs: tuple[Config, ...]
+    swept: tuple[str, ...]
+    multirun: bool
+
+
+def preflight(argv: list[str]) -> Jobs | None:
+    """Compose and check every job of the command line; None when it only asks Hydra for information.
+
+    Raises ConfigError with all problems of all jobs, before anything is loaded or written.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    args = get_args_parser().parse_args(argv)
+    if args.help or args.hydra_help or args.info or args.shell_completion:
+        return None
+    folders = [paths.conf(), *([Path(args.config_dir)] if args.config_dir else [])]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir {folder}: there is no such folder")
+    problems = binding.Problems()
+    try:
+        overrides, swept = _expand(args.overrides, folders, args.multirun, args.config_name)
+        configs = [_check(_compose(job, folders, args.config_name), problems) for job in overrides]
+    except _hydra_errors() as error:
+        raise ConfigError(_one_line(error)) from error
+    if problems:
+        raise ConfigError("\n".join(problems))
+    _refuse_duplicates(configs, overrides)
+    return Jobs(tuple(c for c in configs if c is not None), swept, args.multirun)
+
+
+def launch(task: Callable[[DictConfig], Any], argv: list[str]) -> None:
+    """Hand over to Hydra, which calls `task` with each job's configuration."""
+    import hydra
+
+    _register()
+    sys.argv[1:] = argv
+    hydra.main(version_base="1.3", config_path=str(paths.conf()), config_name="config")(task)()
+
+
+def task_overrides() -> list[str]:
+    """The overrides of the job that is running."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _register() -> None:
+    OmegaConf.register_new_resolver("forge.root", lambda: str(paths.root()), replace=True)
+    OmegaConf.register_new_resolver("forge.pid", lambda: str(os.getpid()), replace=True)
+
+
+def _compose(overrides: list[str], folders: list[Path], config_name: str | None, hydra_too: bool = False) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+
+    _register()
+    lenient = [_accept_any_key(o, folders) for o in overrides]
+    if len(folders) > 1:
+        lenient.append(f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders[1:])}]")
+    with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
+        config = compose(config_name or "config", overrides=lenient, return_hydra_config=hydra_too)
+    return config
+
+
+def _accept_any_key(override: str, folders: list[Path]) -> str:
+    """`key=value` -> `++key=value` unless key chooses a group, so that unknown keys reach check(), which names the nearest."""
+    key = override.split("=", 1)[0]
+    is_group = "/" in key or "@" in key or any((folder / key).is_dir() for folder in folders)
+    return override if is_group or key[:1] in "+~" or key.startswith("hydra.") else f"++{override}"
+
+
+def _expand(overrides: list[str], folders: list[Path], multirun: bool, config_name: str | None) -> tuple[list[list[str]], tuple[str, ...]]:
+    """The overrides of each job, and the swept keys. An experiment may sweep by itself through hydra.sweeper.params."""
+    if not multirun:
+        return [overrides], ()
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    fixed = [o.input_line or "" for o in parser.parse_overrides(overrides) if not o.is_sweep_override()]
+    params = _compose(fixed, folders, config_name, hydra_too=True).hydra.sweeper.get("params") or {}
+    parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()] + overrides)
+    swept = tuple(dict.fromkeys(o.get_key_element().lstrip("+~") for o in parsed if o.is_sweep_override()))
+    return BasicSweeper.split_arguments(parsed, None)[0], swept
+
+
+def _refuse_duplicates(configs: list[Config | None], overrides: list[list[str]]) -> None:
+    seen: dict[str, list[str]] = {}
+    for config, job in zip(configs, overrides, strict=True):
+        if config is not None and seen.setdefault(config.identity, job) is not job:
+            raise ConfigError(f"two jobs of the sweep are the same experiment: {' '.join(job)}; drop the repeated value")
+
+
+def _hydra_errors() -> tuple[type[Exception], ...]:
+    from hydra.errors import HydraException
+
+    return HydraException, OmegaConfBaseException
+
+
+def _one_line(error: Exception) -> str:
+    lines = [re.sub(r"\s+", " ", line).strip() for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith(("Set the environment", "Config search path", "provider=")))

@@ -1,0 +1,42 @@
+"""Where things lie: one root, whatever the current folder is.
+
+The root is FORGE_HOME when set; the checkout when forge runs from one (editable install); else the current folder.
+"""
+
+import os
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_CHECKOUT = _PACKAGE.parent
+
+
+def in_checkout() -> bool:
+    return (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "conf" / "config.yaml").is_file()
+
+
+def root() -> Path:
+    home = os.environ.get("FORGE_HOME")
+    if home:
+        return Path(home).expanduser().resolve()
+    return _CHECKOUT if in_checkout() else Path.cwd()
+
+
+def conf() -> Path:
+    """The repository's conf/, else the copy in the installed package."""
+    return _CHECKOUT / "conf" if in_checkout() else _PACKAGE / "conf"
+
+
+def runs() -> Path:
+    return root() / "mlruns"
+
+
+def checkpoints(run_id: str) -> Path:
+    return runs() / "checkpoints" / run_id
+
+
+def cache() -> Path:
+    return runs() / "cache"
+
+
+def locks() -> Path:
+    return cache() / "locks"
