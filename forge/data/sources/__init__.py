@@ -1,0 +1,1 @@
+"""Sources of documents: source(*, knobs) -> Iterable[Document]. One function and one YAML each."""

@@ -1,0 +1,63 @@
+"""Removes duplicates, then splits by document. Nothing else in forge decides who is trained on and who is held out."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from forge.errors import DataError
+from forge.spec import Document
+
+
+@dataclass(frozen=True)
+class Split:
+    """One source's documents on each side, and what was left out: rows_in = train + valid + duplicates + empty."""
+
+    train: tuple[Document, ...]
+    valid: tuple[Document, ...]
+    rows_in: int
+    duplicates: int
+    empty: int
+    digest: str
+
+
+def split(sources: Mapping[str, Iterable[Document]], valid_fraction: float, seed: int) -> dict[str, Split]:
+    """Each source's split. A document goes to validation by the hash of (seed, its key), whatever else there is.
+
+    A key that an earlier document of any source had is a duplicate and is dropped, so no text is on two sides.
+    Raises DataError when a side of a source is empty.
+    """
+    seen: set[bytes] = set()
+    return {name: _split_one(name, documents, valid_fraction, seed, seen) for name, documents in sources.items()}
+
+
+def _split_one(name: str, documents: Iterable[Document], valid_fraction: float, seed: int, seen: set[bytes]) -> Split:
+    train: list[Document] = []
+    valid: list[Document] = []
+    rows_in = duplicates = empty = 0
+    digest = hashlib.sha256()
+    for document in documents:
+        rows_in += 1
+        if not document.text.strip():
+            empty += 1
+            continue
+        key = hashlib.sha256(document.key.encode("utf-8", "surrogatepass")).digest()
+        if key in seen:
+            duplicates += 1
+            continue
+        seen.add(key)
+        for part in (document.id, document.text):
+            encoded = part.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "big") + encoded)
+        (valid if _share(seed, key) < valid_fraction else train).append(document)
+    if not train or not valid:
+        side = "training" if not train else "validation"
+        raise DataError(
+            f"source {name!r}: no document is left for {side} ({rows_in} read, {duplicates} duplicates, {empty} empty); "
+            f"add documents, or change data.valid_fraction={valid_fraction} or the seed"
+        )
+    return Split(tuple(train), tuple(valid), rows_in, duplicates, empty, digest.hexdigest())
+
+
+def _share(seed: int, key: bytes) -> float:
+    """A number in [0, 1) from (seed, key)."""
+    return int.from_bytes(hashlib.sha256(seed.to_bytes(8, "big") + key).digest()[:8], "big") / 2**64
