@@ -1,0 +1,53 @@
+"""From a checked configuration to the parts of a run: corpus, model, data, plan. What train and release have in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from forge import data, models, units
+from forge.config import Config
+from forge.data import Corpus
+from forge.models import Loaded
+from forge.spec import Data, Plan
+from forge.training.isolation import keeps_apart
+from forge.training.schedules import learning_rate
+
+
+@dataclass(frozen=True)
+class Parts:
+    corpus: Corpus
+    loaded: Loaded
+    data: Data
+    isolated: bool
+
+
+def assemble(config: Config, fetch: Callable[[str], Path]) -> Parts:
+    """Read the documents, load the model, build the batches. `fetch` downloads a registered model. Raises DataError, ModelError."""
+    corpus = data.read(config.data, config.sources)
+    loaded = models.load(config.model, config.adapter, corpus.training_texts, config.seed, fetch)
+    isolated = keeps_apart(loaded.model, loaded.config["vocab_size"])
+    if not isolated:
+        print(
+            f"forge: {loaded.config['model_type']} can't keep packed documents apart, so each has a row to itself: more padding, same loss"
+        )
+    built = data.build(corpus, config.data, config.evaluation, loaded.tokenizer, config.trainer.micro_batch, config.seed, isolated)
+    return Parts(corpus, loaded, built, isolated)
+
+
+def plan(config: Config, built: Data, peak: float) -> Plan:
+    """The run in steps, now that the data says what an epoch is. `peak` is the optimizer's own learning rate. Raises ConfigError."""
+    trainer = config.trainer
+    per_step = built.tokens_per_row * trainer.micro_batch * trainer.accumulate
+    total = max(1, units.to_steps(trainer.budget, units.Clock(per_step, built.epoch_tokens)))
+    clock = units.Clock(per_step, built.epoch_tokens, total)
+    warmup, cooldown = units.to_steps(config.schedule.warmup, clock), units.to_steps(config.schedule.cooldown, clock)
+    return Plan(
+        total_steps=total,
+        eval_every=max(1, units.to_steps(trainer.eval_every, clock)),
+        save_every=max(1, units.to_steps(trainer.save_every, clock)),
+        log_every=trainer.log_every,
+        accumulate=trainer.accumulate,
+        clip_norm=trainer.clip_norm,
+        seed=config.seed,
+        lr=learning_rate(config.shape, peak, total, warmup, cooldown),
+    )

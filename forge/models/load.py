@@ -1,0 +1,65 @@
+"""Existing models: a local folder, the Hugging Face hub, forge's own registry. loader(texts, seed, fetch, *, knobs) -> Loaded."""
+
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from forge.errors import ModelError
+from forge.models import Loaded
+from forge.spec import Lineage
+
+Texts = Callable[[], Iterator[str]]
+Fetch = Callable[[str], Path]
+
+
+def local(texts: Texts, seed: int, fetch: Fetch, *, path: str) -> Loaded:
+    """A folder in the Hugging Face layout. Its revision is the digest of its configuration and of its weight files' sizes."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"model.path={path}: there is no such folder; give a model's folder, or model=hub model.id=… to download one")
+    weights = sorted(folder.glob("model*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise ModelError(f"model.path={path}: no model lies there; it needs config.json and model*.safetensors")
+    listing = (folder / "config.json").read_text(encoding="utf-8") + "".join(f"{file.name} {file.stat().st_size}\n" for file in weights)
+    return _open(folder, Lineage("local", str(folder.resolve()), sha256(listing.encode()).hexdigest()[:16]))
+
+
+def hub(texts: Texts, seed: int, fetch: Fetch, *, id: str, revision: str | None = None) -> Loaded:
+    """A model of the Hugging Face hub, or of its local cache. HF_TOKEN in the environment opens private ones."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(id, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ModelError(f"model.id={id}: not a hub id; write OWNER/NAME, or model=local model.path=… for a folder") from error
+    except HfHubHTTPError as error:
+        raise ModelError(f"model.id={id}: the hub says no ({_first_line(error)}); check the id, and HF_TOKEN if it is private") from error
+    except OSError as error:
+        raise ModelError(
+            f"model.id={id}: the hub can't be reached and the model is not in the local cache; connect, or use model=local"
+        ) from error
+    return _open(folder, Lineage("hub", id, folder.name))  # a snapshot's folder is named by its commit
+
+
+def registry(texts: Texts, seed: int, fetch: Fetch, *, uri: str) -> Loaded:
+    """A version that forge registered, such as models:/forge-quickstart@champion or models:/forge-quickstart/3."""
+    folder = fetch(uri)
+    return _open(folder, Lineage("registry", uri, sha256((folder / "config.json").read_bytes()).hexdigest()[:16]))
+
+
+def _open(folder: Path, lineage: Lineage) -> Loaded:
+    from mlx_lm.utils import load
+
+    try:
+        model, tokenizer, config = load(str(folder), return_config=True)  # type: ignore[misc]
+    except (ValueError, FileNotFoundError) as error:
+        raise ModelError(f"{folder}: mlx-lm can't load it ({_first_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{folder}: its tokenizer has no end-of-text token; set eos_token in tokenizer_config.json")
+    return Loaded(model, tokenizer, config, lineage)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

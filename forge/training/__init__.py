@@ -1,0 +1,1 @@
+"""The loop and what it calls: objectives, schedules, optimizers, evaluation, checkpoints, callbacks."""

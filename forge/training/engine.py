@@ -1,0 +1,156 @@
+"""The training loop. It knows no configuration, no tracker and no terminal: callables and frozen dataclasses come in, emit goes out.
+
+One host synchronisation a step. Losses are sums over target tokens, divided once a step by their count.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optimizers
+from mlx.utils import tree_map
+
+from forge.arrays import flat, scalar
+from forge.errors import TrainingError
+from forge.spec import Batch, Callback, Data, Emit, Plan, Result, Snapshot
+from forge.training.checkpoint import State, Store, step_of
+from forge.training.evaluate import evaluate
+
+_GIB = 2**30
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    objective: Callable[..., Any],
+    optimizer: optimizers.Optimizer,
+    plan: Plan,
+    callbacks: Mapping[str, Callback],
+    store: Store,
+    emit: Emit,
+    resume: Path | None = None,
+    stop: Callable[[], str | None] = lambda: None,
+    watch: Callable[[Snapshot], None] = lambda _: None,
+) -> Result:
+    """Train from the store's last checkpoint (or `resume`, or step 0) to the plan's end, or until a callback or `stop` gives a reason.
+
+    `watch` is called after each evaluation. Raises TrainingError when a loss or gradient is not finite; the checkpoints saved before stay.
+    """
+    value_and_grad = nn.value_and_grad(model, objective)
+    optimizer.init(model.trainable_parameters())
+    state = store.resume(model, optimizer, resume)
+    data.train.cursor = state.cursor
+    for name, fields in state.callbacks.items():
+        vars(callbacks[name]).update(fields)
+    model.train()
+
+    def tell(metrics: dict[str, float], step: int) -> None:
+        state.history.append((step, metrics))
+        emit(metrics, step)
+
+    if state.step == 0 and not state.history:
+        metrics = evaluate(model, data)
+        state.loss = metrics["val/loss"]
+        tell(metrics, 0)
+        snapshot = Snapshot(0, 0, metrics, state.history, model)
+        _ask(callbacks, snapshot)
+        watch(snapshot)
+        _save(store, model, optimizer, state, callbacks)
+    reason = "the budget is used up"
+    for step in range(state.step + 1, plan.total_steps + 1):
+        started = time.perf_counter()
+        mx.random.seed((plan.seed << 32) + step)  # dropout is a function of (seed, step), so resuming needs no random state
+        optimizer.learning_rate = plan.lr(step)
+        batches = [data.train.next() for _ in range(plan.accumulate)]
+        loss_sum, count, sums, gradients = _accumulate(value_and_grad, model, batches)
+        gradients, norm = _normalise(gradients, count, plan.clip_norm)
+        optimizer.update(model, gradients)
+        mx.eval(loss_sum, count, sums, norm, model.trainable_parameters(), optimizer.state)
+
+        targets = int(scalar(count))
+        state.step, state.cursor, state.tokens, state.loss = step, data.train.cursor, state.tokens + targets, None
+        metrics = {"train/loss": scalar(loss_sum) / targets, "train/grad_norm": scalar(norm)}
+        _require_finite(metrics, step, batches, store)
+        if step % plan.log_every == 0 or step == plan.total_steps:
+            metrics |= {f"train/{name}": scalar(value) / targets for name, value in sums.items()}
+            metrics |= {"train/lr": plan.lr(step), "train/tokens": state.tokens, "train/epoch": state.tokens / data.epoch_tokens}
+            metrics |= _speed(targets, time.perf_counter() - started)
+        else:
+            metrics = {}
+        last = step == plan.total_steps
+        if step % plan.eval_every == 0 or last:
+            scores = evaluate(model, data)
+            state.loss = scores["val/loss"]
+            metrics |= scores
+        if metrics:
+            tell(metrics, step)
+        snapshot = Snapshot(step, state.tokens, metrics, state.history, model)
+        reasons = _ask(callbacks, snapshot)
+        if state.loss is not None:
+            watch(snapshot)
+        if asked := stop():
+            reasons.append(asked)
+        if state.loss is not None or step % plan.save_every == 0 or reasons:
+            _save(store, model, optimizer, state, callbacks)
+        if reasons:
+            reason = "; ".join(reasons)
+            break
+
+    best = store.best()
+    assert best is not None, "step 0 is always evaluated and saved"
+    return Result(state.step, state.tokens, step_of(best[0]), best[1], reason, state.history)
+
+
+def _accumulate(
+    value_and_grad: Callable[..., Any], model: nn.Module, batches: list[Batch]
+) -> tuple[mx.array, mx.array, dict[str, mx.array], Any]:
+    """The sums over micro-batches of losses, target counts, further sums, and gradients of the summed loss. Never means."""
+    (loss_sum, (count, sums)), gradients = value_and_grad(model, batches[0])
+    for batch in batches[1:]:
+        mx.eval(loss_sum, count, sums, gradients)  # frees one graph before the next is built
+        (loss, (number, more)), gradient = value_and_grad(model, batch)
+        loss_sum, count = loss_sum + loss, count + number
+        sums = {name: value + more[name] for name, value in sums.items()}
+        gradients = tree_map(mx.add, gradients, gradient)
+    return loss_sum, count, sums, gradients
+
+
+def _normalise(gradients: Any, count: mx.array, clip_norm: float) -> tuple[Any, mx.array]:
+    """Gradients of the mean loss over `count` targets, scaled down to a global norm of at most `clip_norm`; and their norm before."""
+    squares = [mx.square(gradient.astype(mx.float32)).sum() for gradient in flat(gradients).values()]
+    norm = mx.sqrt(mx.stack(squares).sum()) / count
+    scale = mx.minimum(1.0, clip_norm / (norm + 1e-6)) / count
+    return tree_map(lambda g: g * scale.astype(g.dtype), gradients), norm
+
+
+def _require_finite(metrics: Mapping[str, float], step: int, batches: list[Batch], store: Store) -> None:
+    for name in ("train/loss", "train/grad_norm"):
+        if not math.isfinite(metrics[name]):
+            rows = " | ".join(row for batch in batches for row in batch.row_ids)
+            raise TrainingError(
+                f"step {step}: {name} is {metrics[name]}; rows: {rows}; the last good checkpoint is {store.last()}. "
+                "Lower optimizer.lr or trainer.clip_norm, or look at these rows"
+            )
+
+
+def _speed(targets: int, seconds: float) -> dict[str, float]:
+    return {
+        "perf/tokens_per_s": targets / seconds,
+        "perf/step_s": seconds,
+        "memory/peak_gib": mx.get_peak_memory() / _GIB,
+        "memory/active_gib": mx.get_active_memory() / _GIB,
+    }
+
+
+def _ask(callbacks: Mapping[str, Callback], snapshot: Snapshot) -> list[str]:
+    return [why for callback in callbacks.values() if (why := callback(snapshot))]
+
+
+def _save(store: Store, model: nn.Module, optimizer: optimizers.Optimizer, state: State, callbacks: Mapping[str, Callback]) -> None:
+    state.callbacks = {name: asdict(callback) for name, callback in callbacks.items()}  # type: ignore[call-overload]
+    store.save(model, optimizer, state)

@@ -1,0 +1,53 @@
+"""Keeps packed documents apart inside one row, on any architecture whose attention asks its cache for the mask.
+
+mlx-lm's models call cache.make_mask(...) for their mask and cache.update_and_fetch(k, v) for keys and values. An object
+that answers with a block-diagonal mask and hands keys and values back isolates the documents without touching a model.
+Rotary positions are relative, so a document reads the same wherever it starts in the row; models for which that does not
+hold (learned positions, state-space layers) are found out by keeps_apart().
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class _Segments:
+    """Stands where a layer's cache would. mask_B1TT: True where a position may look."""
+
+    offset = 0
+
+    def __init__(self, segments_BT: mx.array):
+        positions_T = mx.arange(segments_BT.shape[1])
+        same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+        self._distance_TT = positions_T[:, None] - positions_T[None]
+        self._mask_B1TT = (same_BTT & (self._distance_TT >= 0))[:, None]
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
+        return self._mask_B1TT if window_size is None else self._mask_B1TT & (self._distance_TT < window_size)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        return keys, values
+
+
+def forward(model: nn.Module, tokens_BT: mx.array, segments_BT: mx.array | None) -> mx.array:
+    """logits_BTV. segments_BT None: each row is one document, and the model's own causal mask does."""
+    if segments_BT is None:
+        return model(tokens_BT)
+    return model(tokens_BT, cache=[_Segments(segments_BT)] * len(model.layers))
+
+
+def keeps_apart(model: nn.Module, vocabulary: int) -> bool:
+    """Whether a document's logits are the same packed behind another one as alone. One forward pass over 16 tokens, twice."""
+    first, second = mx.arange(1, 8) % vocabulary, mx.arange(3, 12) % vocabulary
+    was_training = model.training
+    model.eval()
+    try:
+        alone: Any = forward(model, second[None], None)[0]
+        segments = mx.array([[1] * first.size + [2] * second.size])
+        packed = forward(model, mx.concatenate([first, second])[None], segments)[0, first.size :]
+        return bool(mx.allclose(alone.astype(mx.float32), packed.astype(mx.float32), rtol=1e-2, atol=1e-3).item())
+    except (AttributeError, TypeError, ValueError):  # the model asks its cache for something else
+        return False
+    finally:
+        model.train(was_training)
