@@ -1,0 +1,1 @@
+"""Reports about runs: training history to matplotlib figures. No tracker and no model in here."""

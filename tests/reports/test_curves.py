@@ -1,0 +1,131 @@
+"""The numbers behind the plots, each worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from forge.reports import curves
+
+
+def test_ema_corrects_its_start():
+    """Decay 0.5 of 4, 2, 8. Raw averages 2, 2, 5; weights so far 1/2, 3/4, 7/8; so 4, 8/3, 40/7."""
+    assert curves.ema(np.array([4.0, 2.0, 8.0]), 0.5) == pytest.approx([4, 8 / 3, 40 / 7])
+
+
+def test_ema_of_a_constant_is_the_constant():
+    assert curves.ema(np.full(5, 3.0), 0.98) == pytest.approx([3.0] * 5)
+
+
+def test_a_short_curve_is_not_smoothed_and_a_long_one_over_50_points():
+    assert curves.ema_decay(12) == 0
+    assert curves.ema_decay(10_000) == pytest.approx(1 - 1 / 50)
+
+
+@pytest.mark.parametrize("spike", [50.0, -50.0])
+def test_decimation_keeps_a_spike_and_invents_nothing(spike):
+    x, y = np.arange(10_000.0), np.sin(np.arange(10_000.0))
+    y[4321] = spike
+    few_x, few_y = curves.decimate(x, y, limit=200)
+    assert 4321 in few_x
+    assert len(few_x) <= 200
+    assert few_x[0] == 0 and few_x[-1] == 9999
+    assert (np.diff(few_x) > 0).all()
+    assert (few_y == y[few_x.astype(int)]).all()
+
+
+def test_few_points_stay_as_they_are():
+    x = np.arange(5.0)
+    assert curves.decimate(x, x * 2, limit=5)[1].tolist() == [0, 2, 4, 6, 8]
+
+
+def test_labels_move_apart_around_their_middle():
+    """5, 5 and 5 with a gap of 2: 3, 5, 7 keep the mean at 5, and 20 is far enough to stay."""
+    assert curves.spread([5, 20, 5, 5], 2, 0, 100) == pytest.approx([3, 20, 5, 7])
+
+
+def test_labels_keep_their_distance_at_the_borders():
+    """0.98, 1 and 1 under a ceiling of 1: the lowest has to go down to 0.8. 0 and 0.01 on the floor: 0 and 0.1."""
+    assert curves.spread([1, 0.98, 1], 0.1, 0, 1) == pytest.approx([0.9, 0.8, 1.0])
+    assert curves.spread([0.01, 0.0], 0.1, 0, 1) == pytest.approx([0.1, 0.0])
+
+
+def test_any_labels_keep_distance_order_and_range():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        places = rng.random(9) ** 3
+        out = np.array(curves.spread(places, 0.1, 0, 1))
+        assert (np.argsort(out) == np.argsort(places)).all()
+        assert np.diff(np.sort(out)).min() > 0.1 - 1e-9
+        assert out.min() > -1e-9 and out.max() < 1 + 1e-9
+
+
+def test_no_labels():
+    assert curves.spread([], 1, 0, 1) == []
+
+
+def test_nonfinite_values_are_skipped_and_counted():
+    history = [(0, {"a": 1.0}), (1, {"a": math.nan}), (2, {"a": math.inf, "b": -math.inf}), (3, {"a": 4.0})]
+    steps, values = curves.finite(history, "a")
+    assert (steps.tolist(), values.tolist()) == ([0, 3], [1, 4])
+    assert curves.count_nonfinite(history) == 3
+
+
+def test_of_two_values_at_a_step_the_later_stands_and_steps_are_sorted():
+    steps, values = curves.finite([(2, {"a": 1.0}), (1, {"a": 2.0}), (2, {"a": 3.0})], "a")
+    assert (steps.tolist(), values.tolist()) == ([1, 2], [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (950, "950"),
+        (1000, "1k"),
+        (1200, "1.2k"),
+        (12_500, "12.5k"),
+        (999_999, "1M"),
+        (3e9, "3G"),
+        (-1200, "-1.2k"),
+        (1e30, "1.0e+30"),
+    ],
+)
+def test_compact(value, text):
+    assert curves.compact(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (3e-4, "3e-4"), (2.5e-4, "2.5e-4"), (0.1, "1e-1"), (1, "1e0")])
+def test_scientific(value, text):
+    assert curves.scientific(value) == text
+
+
+def test_a_flat_line_is_not_magnified():
+    """Values 2.000 and 2.001: 1% of 2.001 is 0.02001 wide, with 6% of that as margin on either side."""
+    low, high = curves.limits([2.0, 2.001])
+    assert high - low == pytest.approx(0.02001 * 1.12)
+    assert (low + high) / 2 == pytest.approx(2.0005)
+
+
+def test_gap_uses_the_training_loss_up_to_the_last_evaluation():
+    """Three points are not smoothed. The last evaluation, 2.5 at step 2, stands against 2.0 at step 2, not 1.0 at step 3."""
+    history = [(0, {"val/loss": 9.0}), (1, {"train/loss": 3.0}), (2, {"train/loss": 2.0, "val/loss": 2.5}), (3, {"train/loss": 1.0})]
+    assert curves.generalisation_gap(history) == pytest.approx(0.5)
+    assert curves.generalisation_gap(history[:1]) is None
+    assert curves.generalisation_gap([(0, {"val/loss": 9.0}), (1, {"train/loss": 3.0})]) is None
+
+
+def test_best_step_is_the_checkpoint_or_else_the_lowest():
+    history = [(0, {"val/loss": 9.0}), (5, {"val/loss": 2.0}), (9, {"val/loss": 3.0}), (10, {"val/loss": math.nan})]
+    assert curves.best_step(history, None) == 5
+    assert curves.best_step(history, 9) == 9
+    assert curves.best_step([], None) is None
+    assert curves.value_at(history, "val/loss", 9) == 3.0
+    assert curves.value_at(history, "val/loss", 10) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"), [(0.2, 9, [0.2, 0.5, 1, 2, 5]), (0.2, 60, [0.3, 1, 3, 10, 30]), (1e-3, 2e6, [1e-3, 1e-1, 10, 1e3, 1e5])]
+)
+def test_log_ticks_are_few(low, high, ticks):
+    assert curves.log_ticks(low, high) == pytest.approx(ticks)
