@@ -1,0 +1,74 @@
+"""Decoding one token at a time, with ids that are known by hand."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from forge.serving.decode import Text
+
+
+def ids(tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def run(tokenizer, prompt: str, completion: list[int]) -> list[str]:
+    """The text after each token."""
+    text = Text(tokenizer, ids(tokenizer, prompt))
+    seen = []
+    for token in completion:
+        text.add(token)
+        seen.append(text.text)
+    return seen
+
+
+def test_leading_space_is_kept(tokenizer) -> None:
+    """The word and its space are one token. mlx_lm's detokenizer would give "cat"."""
+    (cat,) = ids(tokenizer, " cat")
+    assert run(tokenizer, "the", [cat]) == [" cat"]
+
+
+def test_decoder_that_strips_the_first_space() -> None:
+    """As SentencePiece's does: cat alone decodes to "cat", after the prompt to " cat"."""
+    raw = Tokenizer(models.WordLevel({"▁the": 0, "▁cat": 1}))
+    raw.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    assert tokenizer.decode([1]) == "cat"
+    text = Text(tokenizer, [0])
+    text.add(1)
+    assert text.text == " cat"
+
+
+def test_incomplete_character_waits(tokenizer) -> None:
+    """The euro sign is the three bytes e2 82 ac, and each is a token: nothing can be shown before the third."""
+    euro = ids(tokenizer, "€")
+    assert len(euro) == 3
+    assert run(tokenizer, "the", euro) == ["", "", "€"]
+
+
+def test_incomplete_character_at_the_end(tokenizer) -> None:
+    text = Text(tokenizer, ids(tokenizer, "the"))
+    for token in ids(tokenizer, " cat€")[:-1]:
+        text.add(token)
+    assert text.text == " cat"
+    text.finish()
+    assert text.text == " cat\ufffd"
+
+
+def test_prompt_that_ends_within_a_long_character_run(tokenizer) -> None:
+    """20 euro signs are 60 tokens: the kept end of the prompt begins inside a character, and none of it leaks into the text."""
+    assert run(tokenizer, "€" * 20, ids(tokenizer, "€a")) == ["", "", "€", "€a"]
+
+
+@pytest.mark.parametrize(
+    ("stops", "at"),
+    [(["sat"], 8), (["t s"], 6), (["on", "cat s"], 4), (["t s", "at s"], 5), (["mat!"], None), ([], None)],
+    ids=["one token", "across tokens", "the earliest of two", "the earliest of two at once", "never whole", "none"],
+)
+def test_find(tokenizer, stops: list[str], at: int | None) -> None:
+    """In "the cat sat on": "sat" starts at 8, "t s" at 6, "at s" at 5, "cat s" at 4 and before "on"."""
+    text = Text(tokenizer, ids(tokenizer, "x"))
+    found = None
+    for token in ids(tokenizer, "the cat sat on"):
+        text.add(token)
+        found = text.find(stops) if found is None else found
+    assert found == at
