@@ -1,0 +1,126 @@
+"""From the best checkpoint to a registered model that serves: fuse, check that nothing changed, register, move the alias if better."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from forge import paths
+from forge.arrays import scalar
+from forge.assemble import Parts
+from forge.config import Config
+from forge.errors import ReleaseError
+from forge.models import fuse
+from forge.serving.package import save_arguments
+from forge.spec import Data
+from forge.tracking import registry
+from forge.tracking.registry import Version
+from forge.training import checkpoint
+from forge.training.evaluate import evaluate
+from forge.training.isolation import forward
+
+LOSS, VALID_DIGEST, TOKENIZER_DIGEST = "forge.val_loss", "forge.valid_digest", "forge.tokenizer_digest"
+_LOSS_TOLERANCE = 1e-3  # nats a token, between the checkpoint's own validation loss and the saved model's
+
+
+@dataclass(frozen=True)
+class Released:
+    """`moved`: whether the alias now points at `version`; `reason` says why or why not, in words."""
+
+    version: Version
+    moved: bool
+    reason: str
+    max_logit_difference: float
+
+    def sentence(self, alias: str) -> str:
+        return f"{self.version.uri} {f'is now {alias}' if self.moved else 'is registered without alias'}: {self.reason}"
+
+
+def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
+    """Register the checkpoint `saved` of run `run_id`. Changes the model in `parts`.
+
+    Raises ReleaseError when the saved model is not the evaluated one; nothing is registered then.
+    """
+    checkpoint.verify(saved)
+    checkpoint.load_weights(parts.loaded.model, saved)
+    evaluated = evaluate(parts.loaded.model, parts.data)["val/loss"]
+    reference = _logits(parts.loaded.model, parts.data)
+    limit = config.release.max_logit_difference
+    with _scratch(run_id) as folder:
+        fuse.save(fuse.fuse(parts.loaded), folder)
+        model, _ = fuse.load(folder)
+        difference = scalar(mx.abs(_logits(model, parts.data) - reference).max())
+        loss = evaluate(model, parts.data)["val/loss"]
+        if difference > limit or abs(loss - evaluated) > _LOSS_TOLERANCE:
+            raise ReleaseError(
+                f"the saved model is not the evaluated one: logits differ by {difference:.2g} (limit {limit:.2g}), "
+                f"validation loss {loss:.4f} against {evaluated:.4f}; nothing was registered. The checkpoint is {saved}"
+            )
+        tags = {
+            LOSS: f"{loss:.6f}",
+            VALID_DIGEST: parts.data.ledger.valid_digest,
+            TOKENIZER_DIGEST: hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
+            "forge.data_digest": parts.data.ledger.digest,
+            "forge.base": f"{parts.loaded.lineage.kind} {parts.loaded.lineage.uri} {parts.loaded.lineage.revision}",
+            "forge.checkpoint": saved.name,
+            "forge.identity": config.identity,
+        }
+        step = checkpoint.step_of(saved)
+        version = registry.register(config.tracking.uri, run_id, config.release.name, step, save_arguments(folder), tags)
+    moved, reason = _promote(config, parts.data, version, loss)
+    registry.tag(config.tracking.uri, version, {"forge.decision": reason})
+    return Released(version, moved, reason, difference)
+
+
+def _promote(config: Config, data: Data, version: Version, loss: float) -> tuple[bool, str]:
+    """Move the alias to `version` if its loss is below that of the version that bears it, on the same tokens. Under a lock."""
+    with registry.alias(config.tracking.uri, version.name, config.release.alias) as (bearer, move):
+        if bearer is None:
+            move(version)
+            return True, f"first {config.release.alias} of {version.name}"
+        stays = f"version {bearer.number} stays {config.release.alias}"
+        theirs = _loss_of(config, data, bearer, version)
+        if theirs is None:
+            return False, f"{stays}: its tokenizer is another one, so losses a token can't be compared"
+        if loss >= theirs:
+            return False, f"{stays}: its validation loss {theirs:.4f} is not above {loss:.4f}, on the same tokens"
+        move(version)
+        return True, f"validation loss {loss:.4f} is below {theirs:.4f} of version {bearer.number}, on the same tokens"
+
+
+def _loss_of(config: Config, data: Data, bearer: Version, rival: Version) -> float | None:
+    """The bearer's loss on the rival's validation tokens: as recorded where they are the same, else measured; None when neither can be."""
+    if bearer.tags.get(VALID_DIGEST) == rival.tags[VALID_DIGEST]:
+        return float(bearer.tags[LOSS])
+    if bearer.tags.get(TOKENIZER_DIGEST) != rival.tags[TOKENIZER_DIGEST]:
+        return None
+    model, _ = fuse.load(registry.fetch(config.tracking.uri, bearer.uri))
+    return evaluate(model, data)["val/loss"]
+
+
+def _logits(model: nn.Module, data: Data) -> mx.array:
+    """fp32 logits of the first validation batch of each source, as evaluation computes them."""
+    model.eval()
+    logits = [
+        forward(model, mx.array(batches[0].tokens_BT), mx.array(batches[0].segments_BT)).astype(mx.float32).flatten()
+        for batches in data.valid.values()
+    ]
+    joined = mx.concatenate(logits)
+    mx.eval(joined)
+    return joined
+
+
+@contextmanager
+def _scratch(run_id: str) -> Iterator[Path]:
+    folder = paths.cache() / "release" / run_id
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

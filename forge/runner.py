@@ -1,0 +1,163 @@
+"""One run, from documents to a registered model: open the run, build, train, record, release."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from forge import paths
+from forge.assemble import Parts, assemble, plan
+from forge.config import Config
+from forge.errors import TrackingError
+from forge.models import device, trainable_parameters
+from forge.progress import Display
+from forge.release import Released, release
+from forge.reports.dashboard import draw
+from forge.signals import Interrupts
+from forge.spec import Data, History, Plan, Result, RunFacts, Snapshot, series
+from forge.tracking import provenance, registry, resume
+from forge.tracking.run import Run
+from forge.tracking.run import run as open_run
+from forge.training import checkpoint
+from forge.training.checkpoint import Store
+from forge.training.engine import fit
+from forge.training.evaluate import baseline
+
+_ON_DASHBOARD = (
+    "adapter._target_",
+    "optimizer.lr",
+    "schedule.shape",
+    "trainer.micro_batch",
+    "trainer.accumulate",
+    "data.sequence_length",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that came to its end."""
+
+    run_id: str
+    result: Result
+    released: Released | None
+
+
+def train(config: Config, overrides: list[str]) -> Outcome:
+    """Train, and release unless a sweep will choose among its children. Raises ForgeError, and Stopped on a signal."""
+    run_id, named_checkpoint = _to_resume(config)
+    with Interrupts() as interrupts, open_run(config.tracking, config.identity, run_id) as run:
+        print(f"run {run.name} ({run.id}){' goes on' if run.resumed else ''}", flush=True)
+        _record_configuration(run, config, overrides)
+        parts = assemble(config, partial(registry.fetch, config.tracking.uri))
+        optimizer = config.optimizer()
+        steps = plan(config, parts.data, float(optimizer.learning_rate))
+        _record_parts(run, config, parts, steps)
+        store = Store(paths.checkpoints(run.id), run.id, config.identity, parts.data.ledger.digest, config.trainer.keep)
+        with interrupts.patient(), Display(steps.total_steps, store.last_step()) as display:
+
+            def picture(history: History, status: str) -> Figure:
+                return draw(history, _facts(config, run, steps, parts.data, history, status))
+
+            def emit(metrics: Mapping[str, float], step: int) -> None:
+                run.log(metrics, step)
+                display.show(metrics, step)
+
+            def watch(snapshot: Snapshot) -> None:
+                if config.tracking.dashboard:
+                    run.image(picture(snapshot.history, "training"), "dashboard", snapshot.step)
+
+            result = fit(
+                parts.loaded.model,
+                parts.data,
+                config.objective,
+                optimizer,
+                steps,
+                config.callbacks,
+                store,
+                emit,
+                resume=named_checkpoint,
+                stop=interrupts.asked,
+                watch=watch,
+            )
+            run.tags({"forge.stop_reason": result.reason, "forge.best_step": str(result.best_step)})
+            if config.tracking.dashboard:
+                run.figure(picture(result.history, result.reason), "dashboard.png")
+        run.summary({"best/val_loss": result.best_loss}, result.best_step)
+        print(f"{result.reason}; best validation loss {result.best_loss:.4f} at step {result.best_step}")
+        released = None
+        if config.release.enabled and not config.tracking.parent_run:
+            released = release(config, parts, store.at(result.best_step), run.id)
+            run.summary({"release/max_logit_difference": released.max_logit_difference}, result.best_step)
+            print(released.sentence(config.release.alias))
+    return Outcome(run.id, result, released)
+
+
+def _to_resume(config: Config) -> tuple[str | None, Path | None]:
+    """The run to go on with and, when one was named, the checkpoint; (None, None) for a new run."""
+    if config.resume is None:
+        return None, None
+    if config.resume == "auto":
+        found = resume.unfinished(config.tracking, config.identity)
+        if found is None:
+            print("resume=auto: no unfinished run of this configuration, so a new one starts")
+        return found, None
+    folder = Path(config.resume).expanduser()
+    if folder.is_dir():
+        return resume.resumable(config.tracking, checkpoint.run_id(folder)), folder
+    if "/" in config.resume:
+        raise TrackingError(f"resume={config.resume}: there is no such checkpoint folder; use resume=auto or a run's id")
+    return resume.resumable(config.tracking, config.resume), None
+
+
+def _record_configuration(run: Run, config: Config, overrides: list[str]) -> None:
+    run.tags(device.describe())
+    run.text(config.yaml(), "config/config.yaml")
+    run.text("\n".join(overrides), "config/overrides.txt")
+    if diff := provenance.dirty_diff():
+        run.text(diff, "config/uncommitted.diff")
+    run.params(_curated(config))
+
+
+def _record_parts(run: Run, config: Config, parts: Parts, steps: Plan) -> None:
+    run.data(parts.data.ledger, {name: s.source for name, s in config.data.sources.items()})
+    lineage = parts.loaded.lineage
+    run.tags({"forge.base": f"{lineage.kind} {lineage.uri} {lineage.revision}"})
+    run.params(
+        {
+            "model.trainable_parameters": trainable_parameters(parts.loaded.model),
+            "trainer.total_steps": steps.total_steps,
+            "data.isolated": parts.isolated,
+        }
+    )
+    if not run.resumed:
+        run.summary(baseline(parts.data), 0)
+
+
+def _curated(config: Config) -> dict[str, Any]:
+    """The settings that people compare runs by; the whole configuration is an artifact."""
+    tree = config.resolved
+    flat = {
+        f"{group}.{key}": value for group in ("model", "adapter", "optimizer", "trainer", "schedule") for key, value in tree[group].items()
+    }
+    flat["schedule.shape"] = tree["schedule"]["shape"]["_target_"]
+    flat |= {f"data.sources.{name}.weight": s.weight for name, s in config.data.sources.items()}
+    flat |= {"data.sequence_length": config.data.sequence_length, "seed": config.seed}
+    return {key: value for key, value in flat.items() if not key.endswith("_partial_")}
+
+
+def _facts(config: Config, run: Run, steps: Plan, data: Data, history: History, status: str) -> RunFacts:
+    evaluated, losses = series(history, "val/loss")
+    curated = _curated(config)
+    return RunFacts(
+        title=f"{config.name} / {run.name}",
+        status=status,
+        total_steps=steps.total_steps,
+        config={key: str(curated[key]).rpartition("forge.")[2] for key in _ON_DASHBOARD if key in curated},
+        planned_lr=[steps.lr(step) for step in range(1, steps.total_steps + 1)],
+        best_step=min(zip(losses, evaluated, strict=True))[1] if losses else None,
+        unigram_loss=baseline(data)["val/unigram_loss"],
+    )

@@ -1,0 +1,111 @@
+"""A sweep's parent run: opens it, lets Hydra run the jobs, ranks the children, releases the winner."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+from omegaconf import DictConfig
+
+from forge import config as configuration
+from forge import paths
+from forge.assemble import assemble
+from forge.config import Config, Jobs
+from forge.errors import ForgeError
+from forge.release import release
+from forge.runner import Outcome, train
+from forge.tracking import registry
+from forge.tracking.run import Run, link
+from forge.tracking.run import run as open_run
+from forge.training.checkpoint import Store
+
+
+@dataclass(frozen=True)
+class Child:
+    """One job's end: its outcome, or the error it died of."""
+
+    name: str
+    config: Config
+    outcome: Outcome | None
+    error: str | None
+
+
+def sweep(jobs: Jobs, argv: list[str]) -> int:
+    """Run every job as a child of one run. A job that fails is one failed child. Returns the exit code: 0, or 1 when one failed."""
+    first = jobs.configs[0]
+    identity = sha256(" ".join(sorted(config.identity for config in jobs.configs)).encode()).hexdigest()[:16]
+    children: list[Child] = []
+    named = replace(first.tracking, run_name=first.tracking.run_name or f"sweep {' × '.join(jobs.swept)}")
+    with open_run(named, identity, tags={"forge.sweep": " ".join(jobs.swept)}) as parent:
+        print(f"sweep of {len(jobs.configs)} runs over {', '.join(jobs.swept)}", flush=True)
+        parent.text(first.yaml(), "config/first_child.yaml")
+        parent.params({"sweep.jobs": len(jobs.configs), "sweep.keys": ", ".join(jobs.swept)})
+
+        def job(composed: DictConfig) -> None:
+            children.append(_run_child(composed, jobs.swept, parent, len(children) + 1))
+
+        try:
+            configuration.launch(job, [*argv, f"tracking.parent_run={parent.id}"])
+        finally:
+            ranked = _ranked(children)
+            _record(parent, ranked, [c for c in children if c.error])
+        if not ranked:
+            raise ForgeError("every run of the sweep failed: " + "; ".join(f"{c.name}: {c.error}" for c in children))
+        if first.release.enabled and first.sweep.release_winner:
+            _release(ranked[0], parent)
+    print(f"Look at it:  {link(first.tracking, parent.id)}")
+    return 0 if len(ranked) == len(jobs.configs) else 1
+
+
+def _ranked(children: list[Child]) -> list[Child]:
+    """Those that came to their end, lowest validation loss first."""
+    finished = [(child.outcome.result.best_loss, number) for number, child in enumerate(children) if child.outcome]
+    return [children[number] for _, number in sorted(finished)]
+
+
+def _run_child(composed: DictConfig, swept: tuple[str, ...], parent: Run, number: int) -> Child:
+    config = configuration.check(composed)
+    overrides = configuration.task_overrides()
+    chosen = [o.lstrip("+~") for o in overrides if o.lstrip("+~").split("=")[0] in swept]
+    name = " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in (o.partition("=") for o in chosen)) or f"job {number}"
+    config = replace(config, tracking=replace(config.tracking, run_name=name))
+    print(f"\n[{number}] {name}", flush=True)
+    try:
+        return Child(name, config, train(config, overrides), None)
+    except Exception as error:  # whatever it is, it is this child's: the others go on
+        print(f"error: {name}: {error}", flush=True)
+        return Child(name, config, None, str(error) if isinstance(error, ForgeError) else f"{type(error).__name__}: {error}")
+
+
+def _record(parent: Run, ranked: list[Child], failed: list[Child]) -> None:
+    """The ranked table as an artifact of the parent and on the terminal, the best as its metrics and tags."""
+    table: dict[str, list[Any]] = {"rank": [], "child": [], "best_val_loss": [], "best_step": [], "run_id": [], "error": []}
+    for rank, child in enumerate(ranked, start=1):
+        assert child.outcome is not None
+        result = child.outcome.result
+        _append(table, rank, child.name, result.best_loss, result.best_step, child.outcome.run_id, None)
+        print(f"{rank:4}  {child.name:30}  {result.best_loss:.4f} at step {result.best_step}")
+    for child in failed:
+        _append(table, None, child.name, None, None, None, child.error)
+        print(f"   –  {child.name:30}  failed: {child.error}")
+    parent.table(table, "sweep/children.json")
+    parent.summary({"sweep/finished": len(ranked), "sweep/failed": len(failed)}, 0)
+    if ranked:
+        parent.summary({"best/val_loss": table["best_val_loss"][0]}, 0)
+        parent.tags({"best/child": ranked[0].name, "best/run_id": table["run_id"][0]})
+
+
+def _append(table: dict[str, list[Any]], *row: Any) -> None:
+    for column, value in zip(table.values(), row, strict=True):
+        column.append(value)
+
+
+def _release(winner: Child, parent: Run) -> None:
+    """Build the winner again from its configuration, and release its best checkpoint."""
+    assert winner.outcome is not None
+    run_id = winner.outcome.run_id
+    parts = assemble(winner.config, partial(registry.fetch, winner.config.tracking.uri))
+    store = Store(paths.checkpoints(run_id), run_id, winner.config.identity, parts.data.ledger.digest)
+    released = release(winner.config, parts, store.at(winner.outcome.result.best_step), run_id)
+    parent.tags({"forge.released": released.version.uri, "forge.decision": released.reason})
+    print(f"{winner.name}: {released.sentence(winner.config.release.alias)}")

@@ -1,0 +1,60 @@
+"""What a run needs to be told apart and repeated: code state, versions, machine. Secrets never pass."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+
+from forge import blas, paths
+
+_PACKAGES = ("forge-mlx", "mlx", "mlx-lm", "mlflow", "hydra-core", "omegaconf", "transformers", "tokenizers", "numpy")
+_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS")
+
+
+def tags() -> dict[str, str]:
+    """Machine, versions and git state, as run tags."""
+    commit = _git("rev-parse", "HEAD")
+    found = {
+        "forge.blas": blas.describe(),
+        "forge.python": platform.python_version(),
+        "forge.platform": platform.platform(),
+        "forge.host": platform.node(),
+        "forge.command": redact(" ".join(sys.argv)),
+        **{f"forge.version.{name}": version for name, version in versions().items()},
+    }
+    if commit:
+        # MLflow shows this one as the run's source version.
+        found |= {"mlflow.source.git.commit": commit, "forge.git_dirty": str(bool(_git("status", "--porcelain"))).lower()}
+    return found
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # forge from a source folder, say
+    return found
+
+
+def dirty_diff() -> str:
+    """What the working tree changes against its commit; "" when clean or when there is no git."""
+    return redact(_git("diff", "HEAD") or "")
+
+
+def redact(text: str) -> str:
+    """`text` with the value of every secret-looking environment variable replaced."""
+    for name, value in os.environ.items():
+        if len(value) >= 6 and name.upper().endswith(_SECRET):
+            text = text.replace(value, f"<{name}>")
+    return text
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(paths.root()), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,88 @@
+"""The model registry: fetch a version, register a new one, move the alias only to a better one."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from forge import paths
+from forge.errors import ModelError
+from forge.tracking import store
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version. `tags` hold its validation loss and the digests that say what it can be compared with."""
+
+    name: str
+    number: str
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.number}"
+
+
+def fetch(configured: str | None, uri: str) -> Path:
+    """The folder (Hugging Face layout) of a registered model, such as models:/NAME@champion. Raises ModelError."""
+    store.connect(configured)
+    try:
+        downloaded = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(_fresh(paths.cache() / "models"))))
+    except MlflowException as error:
+        raise ModelError(f"model.uri={uri}: {str(error).splitlines()[0]}; `mlflow ui` lists the models that there are") from error
+    found = sorted(downloaded.rglob("config.json"))
+    if not found:
+        raise ModelError(f"model.uri={uri}: it holds no language model folder (config.json); was it registered by forge?")
+    return found[0].parent
+
+
+def register(configured: str | None, run_id: str, name: str, step: int, arguments: Mapping[str, Any], tags: Mapping[str, str]) -> Version:
+    """Log a pyfunc as a model of the run, at its checkpoint's step, and make it a version of `name`, without an alias."""
+    client = store.connect(configured)
+    with warnings.catch_warnings():
+        # No input example on purpose: MLflow would load the weights once more to try it.
+        warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
+        logged = Model.log(artifact_path=None, name="model", flavor=mlflow.pyfunc, run_id=run_id, step=step, **arguments)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(name, source=logged.model_uri, run_id=run_id, model_id=logged.model_id, tags=dict(tags))
+    return Version(name, str(version.version), dict(tags))
+
+
+@contextmanager
+def alias(configured: str | None, name: str, alias_name: str) -> Iterator[tuple[Version | None, Callable[[Version], None]]]:
+    """Under a lock: the version that bears the alias now, and the function that moves it."""
+    client = store.connect(configured)
+    with store.lock(f"alias-{name}"):
+        yield _bearer(client, name, alias_name), lambda version: client.set_registered_model_alias(name, alias_name, version.number)
+
+
+def tag(configured: str | None, version: Version, tags: Mapping[str, str]) -> None:
+    client = store.connect(configured)
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, version.number, key, value)
+
+
+def _bearer(client: MlflowClient, name: str, alias_name: str) -> Version | None:
+    try:
+        found = client.get_model_version_by_alias(name, alias_name)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return Version(name, str(found.version), dict(found.tags))
+
+
+def _fresh(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,81 @@
+"""Sends metrics and images to MLflow from one background thread, in order.
+
+mlflow's own asynchronous mode loses data without a word when a call fails. Here each call is made synchronously by the
+thread, tried again, and counted when it is lost.
+"""
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from forge.spec import Metrics
+
+_BATCH = 1000  # MLflow's limit
+_PAUSES_S = (0.2, 1.0, 3.0)  # between tries
+
+Item = list[Metric] | Callable[[], None]
+
+
+class Writer:
+    """`lost` counts what could not be sent, `non_finite` the values that MLflow can't hold."""
+
+    def __init__(self, client: MlflowClient, run_id: str):
+        self._client, self._run_id = client, run_id
+        self._queue: queue.Queue[Item | None] = queue.Queue()
+        self.lost = self.non_finite = 0
+        self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
+        self._thread.start()
+
+    def metrics(self, metrics: Metrics, step: int) -> None:
+        now = int(time.time() * 1000)
+        finite = [Metric(name, value, now, step) for name, value in metrics.items() if math.isfinite(value)]
+        self.non_finite += len(metrics) - len(finite)
+        if finite:
+            self._queue.put(finite)
+
+    def call(self, task: Callable[[], None]) -> None:
+        """Run `task`, which talks to MLflow, after all that was given before."""
+        self._queue.put(task)
+
+    def close(self) -> None:
+        """Wait until everything was sent or counted as lost."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        item = self._queue.get()
+        while item is not None:
+            if callable(item):
+                self._try(item, 1)
+                item = self._queue.get()
+            else:
+                batch, waiting = self._gather(item)
+                self._try(partial(self._client.log_batch, self._run_id, metrics=batch, synchronous=True), len(batch))
+                item = waiting[0] if waiting else self._queue.get()
+
+    def _gather(self, first: list[Metric]) -> tuple[list[Metric], list[Item | None]]:
+        """`first` with the metrics that queued up meanwhile, for one call; and the item that was taken but does not belong."""
+        batch = list(first)
+        while not self._queue.empty():
+            item = self._queue.get()
+            if not isinstance(item, list) or len(batch) + len(item) > _BATCH:
+                return batch, [item]
+            batch += item
+        return batch, []
+
+    def _try(self, task: Callable[[], object], size: int) -> None:
+        for pause in (*_PAUSES_S, None):
+            try:
+                task()
+                return
+            except Exception:
+                if pause is None:
+                    self.lost += size
+                else:
+                    time.sleep(pause)

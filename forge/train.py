@@ -1,0 +1,46 @@
+"""python -m forge.train +experiment=… : one run, or with -m a sweep.
+
+Heavy imports wait until the configuration is known to be right: a typo is refused in a second.
+"""
+
+import sys
+
+from omegaconf import DictConfig
+
+from forge import config as configuration
+from forge.errors import ForgeError, Stopped
+
+
+def main(argv: list[str]) -> int:
+    """The exit code: 0, the error's own, or 128 + the signal's number."""
+    try:
+        jobs = configuration.preflight(argv)
+        if jobs is None or "--cfg" in argv or "-c" in argv:
+            configuration.launch(lambda _: None, argv)
+            return 0
+        if jobs.multirun:
+            from forge.sweep.parent import sweep
+
+            return sweep(jobs, argv)
+        configuration.launch(_single, argv)
+        return 0
+    except ForgeError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stop:
+        print(f"forge: {stop}; the run is KILLED and its last checkpoint kept; go on with resume=auto", file=sys.stderr)
+        return stop.exit_code
+
+
+def _single(composed: DictConfig) -> None:
+    from forge.runner import train
+    from forge.tracking.run import link
+
+    config = configuration.check(composed)
+    outcome = train(config, configuration.task_overrides())
+    print(f"Look at it:  {link(config.tracking, outcome.run_id)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
