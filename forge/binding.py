@@ -78,7 +78,7 @@ def _locate(name: str, path: str, problems: Problems, allowed: tuple[str, ...]) 
     callee = getattr(module, attribute, None)
     if not callable(callee):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        problems.add(path, f"{module_name} has no {attribute!r}{_nearest(attribute, names)}")
+        problems.add(path, f"{module_name} has no {attribute!r}{nearest(attribute, names)}")
         return None
     return callee
 
@@ -95,9 +95,11 @@ def _explain(detail: ErrorDetails, kind: Any, path: str, problems: Problems) -> 
     where = ".".join([path, *parents, last] if last else [path])
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         names = _field_names(kind, parents)
-        problems.add(where, f"unknown key{_nearest(last, names)}")
+        problems.add(where, f"unknown key{nearest(last, names)}")
     elif detail["type"] in ("missing", "missing_argument"):
         problems.add(where, "is required and has no value")
+    elif detail["type"] == "value_error":
+        problems.add(where, str(detail["ctx"]["error"]))
     else:
         message = detail["msg"].removeprefix("Input ")
         problems.add(where, f"{detail['input']!r} {message}")
@@ -118,7 +120,8 @@ def _fields(kind: Any) -> Mapping[str, Any]:
     return getattr(kind, "model_fields", None) or getattr(kind, "__pydantic_fields__", None) or {}
 
 
-def _nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of a sentence about a wrong name: the closest valid one, and all of them."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1)
     return (f"; did you mean {close[0]!r}?" if close else "") + (f" (valid: {', '.join(valid)})" if valid else "")

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field
 
-from forge import binding, paths, spec, units
-from forge.errors import ConfigError
+from forge import binding, paths, spec
+from forge.errors import ConfigError, ForgeError
 
 # What decides where results go, and not which results they are.
 _NOT_IDENTITY = ("resume", "tracking", "release", "sweep", "allowed_targets")
@@ -34,7 +34,6 @@ _SPECS: dict[str, type] = {
     "sweep": spec.SweepSpec,
 }
 _TARGETS = ("model", "adapter", "objective", "optimizer")
-_DURATIONS = ("trainer.budget", "trainer.eval_every", "trainer.save_every", "schedule.warmup", "schedule.cooldown")
 
 
 class _Top(BaseModel):
@@ -104,8 +103,10 @@ def identity(resolved: Mapping[str, Any]) -> str:
 
 
 def _check(config: DictConfig, problems: binding.Problems) -> Config | None:
-    for key in sorted(OmegaConf.missing_keys(config)):
+    for key in _missing(OmegaConf.to_container(config, resolve=False)):
         problems.add(key, f"has no value yet: set {key}=…")
+    if problems:
+        return None  # what refers to these can't be resolved
     try:
         tree: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
@@ -133,24 +134,19 @@ def _check(config: DictConfig, problems: binding.Problems) -> Config | None:
     if isinstance(callbacks, dict):
         bound = {name: binding.target(node, f"callbacks.{name}", problems, allowed) for name, node in callbacks.items() if node is not None}
         found["callbacks"] = {name: build() for name, build in bound.items() if build is not None}
-    _check_durations(tree, problems)
     if problems:
         return None
     rest = {key: tree[key] for key in ("name", "seed", "resume")}
     return Config(**rest, **found, identity=identity(tree), resolved=tree)
 
 
-def _check_durations(tree: Mapping[str, Any], problems: binding.Problems) -> None:
-    for path in _DURATIONS:
-        group, key = path.split(".")
-        value = (tree.get(group) or {}).get(key)
-        if isinstance(value, str):
-            try:
-                number, unit = units.parse(value)
-                if path == "trainer.budget" and (unit == "%" or number == 0):
-                    raise ConfigError(f"{value!r}: the run's length is steps, tokens or epochs, and above 0")
-            except ConfigError as error:
-                problems.add(path, str(error))
+def _missing(node: Any, path: str = "") -> Iterator[str]:
+    """The dotted keys whose value is still ???."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing(value, f"{path}.{key}" if path else str(key))
+    elif node == "???":
+        yield path
 
 
 # ---- Hydra ------------------------------------------------------------------------------------------------------------
@@ -184,7 +180,7 @@ def preflight(argv: list[str]) -> Jobs | None:
         overrides, swept = _expand(args.overrides, folders, args.multirun, args.config_name)
         configs = [_check(_compose(job, folders, args.config_name), problems) for job in overrides]
     except _hydra_errors() as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_in_our_words(error)) from error
     if problems:
         raise ConfigError("\n".join(problems))
     _refuse_duplicates(configs, overrides)
@@ -192,12 +188,22 @@ def preflight(argv: list[str]) -> Jobs | None:
 
 
 def launch(task: Callable[[DictConfig], Any], argv: list[str]) -> None:
-    """Hand over to Hydra, which calls `task` with each job's configuration."""
+    """Hand over to Hydra, which calls `task` with each job's configuration. Raises the ForgeError that a job raised."""
     import hydra
+
+    raised: list[ForgeError] = []
+
+    def guarded(config: DictConfig) -> None:
+        try:
+            task(config)
+        except ForgeError as error:  # Hydra would print a traceback and leave with a code of its own
+            raised.append(error)
 
     _register()
     sys.argv[1:] = argv
-    hydra.main(version_base="1.3", config_path=str(paths.conf()), config_name="config")(task)()
+    hydra.main(version_base="1.3", config_path=str(paths.conf()), config_name="config")(guarded)()
+    if raised:
+        raise raised[0]
 
 
 def task_overrides() -> list[str]:
@@ -259,6 +265,15 @@ def _hydra_errors() -> tuple[type[Exception], ...]:
     return HydraException, OmegaConfBaseException
 
 
-def _one_line(error: Exception) -> str:
+def _in_our_words(error: Exception) -> str:
+    """Hydra's message in one line, with the nearest valid name where an option does not exist."""
     lines = [re.sub(r"\s+", " ", line).strip() for line in str(error).splitlines()]
-    return "; ".join(line for line in lines if line and not line.startswith(("Set the environment", "Config search path", "provider=")))
+    lines = [line for line in lines if line and not line.startswith(("Set the environment", "Config search path", "provider="))]
+    option = re.search(r"Could not find '(.+)/(.+)'", lines[0])
+    if option:
+        group, name = option.groups()
+        return f"{group}={name}: there is no such option{binding.nearest(name, lines[2:])}"
+    override = getattr(error, "override", None)
+    if override:
+        return f"{override.removeprefix('++')}: not an override; write key=value, and quote what holds spaces or brackets"
+    return "; ".join(lines)

@@ -11,8 +11,30 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
+
+from forge import units
+from forge.errors import ConfigError
+
+
+def _duration(value: Any) -> Any:
+    try:
+        units.parse(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+def _length(value: Any) -> Any:
+    number, unit = units.parse(value)
+    if number == 0 or unit == "%":
+        raise ValueError(f"{value!r}: a run's length is steps, tokens or epochs, and above 0")
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration)]
+Length = Annotated[Duration, AfterValidator(_length)]
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -50,20 +72,20 @@ class ScheduleSpec:
     """`shape` maps the run's progress to a multiplier of the peak learning rate; the engine adds warm-up and cool-down."""
 
     shape: dict[str, Any]
-    warmup: str
-    cooldown: str
+    warmup: Duration
+    cooldown: Duration
 
 
 @checked(frozen=True, config=_STRICT)
 class TrainerSpec:
     """What the loop needs. Durations are text with a unit (forge.units)."""
 
-    budget: str
+    budget: Length
     micro_batch: Annotated[int, Field(ge=1)]
     accumulate: Annotated[int, Field(ge=1)]
     clip_norm: Annotated[float, Field(gt=0)]
-    eval_every: str
-    save_every: str
+    eval_every: Duration
+    save_every: Duration
     log_every: Annotated[int, Field(ge=1)]
     keep: Annotated[int, Field(ge=0)]
 

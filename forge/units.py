@@ -19,9 +19,9 @@ class Clock:
     total_steps: int | None = None
 
 
-def parse(text: str) -> tuple[float, str]:
-    """ "2M tokens" -> (2000000.0, "tokens"). Raises ConfigError for anything else than number + unit."""
-    match = _PATTERN.match(text)
+def parse(text: object) -> tuple[float, str]:
+    """ "2M tokens" -> (2000000.0, "tokens"). Raises ConfigError for anything else than the text of a number and a unit."""
+    match = _PATTERN.match(text) if isinstance(text, str) else None
     if not match:
         raise ConfigError(f"{text!r} is not a duration: write a number and a unit, such as '100 steps', '3%', '2 epochs' or '50M tokens'")
     number, scale, unit = match.groups()
