@@ -1,14 +1,13 @@
 """From a checked configuration to the parts of a run: corpus, model, data, plan. What train and release have in common."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from forge import data, models, units
+from forge import data, models, paths, units
 from forge.config import Config
 from forge.data import Corpus
 from forge.models import Loaded
-from forge.spec import Data, Plan
+from forge.spec import Data, Fetch, Plan
+from forge.training.checkpoint import Store
 from forge.training.isolation import keeps_apart
 from forge.training.schedules import learning_rate
 
@@ -21,8 +20,8 @@ class Parts:
     isolated: bool
 
 
-def assemble(config: Config, fetch: Callable[[str], Path]) -> Parts:
-    """Read the documents, load the model, build the batches. `fetch` downloads a registered model. Raises DataError, ModelError."""
+def assemble(config: Config, fetch: Fetch) -> Parts:
+    """Read the documents, load the model, build the batches. Raises DataError and ModelError."""
     corpus = data.read(config.data, config.sources)
     loaded = models.load(config.model, config.adapter, corpus.training_texts, config.seed, fetch)
     isolated = keeps_apart(loaded.model, loaded.config["vocab_size"])
@@ -51,3 +50,9 @@ def plan(config: Config, built: Data, peak: float) -> Plan:
         seed=config.seed,
         lr=learning_rate(config.shape, peak, total, warmup, cooldown),
     )
+
+
+def store_of(config: Config, parts: Parts, run_id: str) -> Store:
+    """The run's checkpoints, stamped with all that has to be the same for one to be gone on from."""
+    stamp = {"configuration": config.identity, "data": parts.data.ledger.digest, "base model": parts.loaded.lineage.revision}
+    return Store(paths.checkpoints(run_id), run_id, stamp, config.trainer.keep)

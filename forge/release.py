@@ -51,7 +51,8 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
     evaluated = evaluate(parts.loaded.model, parts.data)["val/loss"]
     reference = _logits(parts.loaded.model, parts.data)
     limit = config.release.max_logit_difference
-    with _scratch(run_id) as folder:
+    with _scratch(run_id) as scratch:
+        folder = scratch / config.release.name  # serving reports the folder's name as the model's
         fuse.save(fuse.fuse(parts.loaded), folder)
         model, _ = fuse.load(folder)
         difference = scalar(mx.abs(_logits(model, parts.data) - reference).max())
@@ -71,10 +72,17 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
             "forge.identity": config.identity,
         }
         step = checkpoint.step_of(saved)
-        version = registry.register(config.tracking.uri, run_id, config.release.name, step, save_arguments(folder), tags)
+        version = registry.register(
+            config.tracking.uri, run_id, config.release.name, step, save_arguments(folder), tags, _description(config, parts, loss, saved)
+        )
     moved, reason = _promote(config, parts.data, version, loss)
     registry.tag(config.tracking.uri, version, {"forge.decision": reason})
     return Released(version, moved, reason, difference)
+
+
+def _description(config: Config, parts: Parts, loss: float, saved: Path) -> str:
+    sources = ", ".join(f"{name} {source.weight:g}" for name, source in config.data.sources.items())
+    return f"Validation loss {loss:.4f} nats a token at {saved.name}. Base: {parts.loaded.lineage.uri}. Mix: {sources}."
 
 
 def _promote(config: Config, data: Data, version: Version, loss: float) -> tuple[bool, str]:
@@ -99,7 +107,8 @@ def _loss_of(config: Config, data: Data, bearer: Version, rival: Version) -> flo
         return float(bearer.tags[LOSS])
     if bearer.tags.get(TOKENIZER_DIGEST) != rival.tags[TOKENIZER_DIGEST]:
         return None
-    model, _ = fuse.load(registry.fetch(config.tracking.uri, bearer.uri))
+    folder, _ = registry.fetch(config.tracking.uri, bearer.uri)
+    model, _ = fuse.load(folder)
     return evaluate(model, data)["val/loss"]
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from forge import paths
-from forge.assemble import Parts, assemble, plan
+from forge.assemble import Parts, assemble, plan, store_of
 from forge.config import Config
 from forge.errors import TrackingError
 from forge.models import device, trainable_parameters
@@ -22,19 +21,8 @@ from forge.tracking import provenance, registry, resume
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
 from forge.training import checkpoint
-from forge.training.checkpoint import Store
 from forge.training.engine import fit
 from forge.training.evaluate import baseline
-
-_ON_DASHBOARD = (
-    "adapter._target_",
-    "optimizer.lr",
-    "schedule.shape",
-    "trainer.micro_batch",
-    "trainer.accumulate",
-    "data.sequence_length",
-    "seed",
-)
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ def train(config: Config, overrides: list[str]) -> Outcome:
         optimizer = config.optimizer()
         steps = plan(config, parts.data, float(optimizer.learning_rate))
         _record_parts(run, config, parts, steps)
-        store = Store(paths.checkpoints(run.id), run.id, config.identity, parts.data.ledger.digest, config.trainer.keep)
+        store = store_of(config, parts, run.id)
         with interrupts.patient(), Display(steps.total_steps, store.last_step()) as display:
 
             def picture(history: History, status: str) -> Figure:
@@ -93,7 +81,20 @@ def train(config: Config, overrides: list[str]) -> Outcome:
             released = release(config, parts, store.at(result.best_step), run.id)
             run.summary({"release/max_logit_difference": released.max_logit_difference}, result.best_step)
             print(released.sentence(config.release.alias))
+        run.describe(_summary(config, parts, result, released))
     return Outcome(run.id, result, released)
+
+
+def _summary(config: Config, parts: Parts, result: Result, released: Released | None) -> str:
+    """The run's description in MLflow (Markdown)."""
+    below = baseline(parts.data)["val/unigram_loss"] - result.best_loss
+    lines = [
+        f"Best validation loss **{result.best_loss:.4f}** nats a token at step {result.best_step}, {below:.2f} below a unigram model.",
+        f"Ended at step {result.step}: {result.reason}.",
+    ]
+    if released:
+        lines.append(f"`{released.sentence(config.release.alias)}`")
+    return "\n\n".join(lines)
 
 
 def _to_resume(config: Config) -> tuple[str | None, Path | None]:
@@ -149,14 +150,26 @@ def _curated(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not key.endswith("_partial_")}
 
 
+def _shown(config: Config) -> dict[str, str]:
+    """The settings on the dashboard, functions by their bare names."""
+    tree = config.resolved
+    return {
+        **{group: tree[group]["_target_"].rpartition(".")[2] for group in ("model", "adapter", "optimizer")},
+        "peak lr": f"{tree['optimizer'].get('lr', tree['optimizer'].get('learning_rate'))}",
+        "schedule": tree["schedule"]["shape"]["_target_"].rpartition(".")[2],
+        "rows a step": f"{config.trainer.micro_batch} × {config.trainer.accumulate}",
+        "tokens a row": str(config.data.sequence_length),
+        "seed": str(config.seed),
+    }
+
+
 def _facts(config: Config, run: Run, steps: Plan, data: Data, history: History, status: str) -> RunFacts:
     evaluated, losses = series(history, "val/loss")
-    curated = _curated(config)
     return RunFacts(
         title=f"{config.name} / {run.name}",
         status=status,
         total_steps=steps.total_steps,
-        config={key: str(curated[key]).rpartition("forge.")[2] for key in _ON_DASHBOARD if key in curated},
+        config=_shown(config),
         planned_lr=[steps.lr(step) for step in range(1, steps.total_steps + 1)],
         best_step=min(zip(losses, evaluated, strict=True))[1] if losses else None,
         unigram_loss=baseline(data)["val/unigram_loss"],

@@ -8,6 +8,7 @@ type, range and unknown key; forge.config does the reporting.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -41,6 +42,8 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 Metrics = Mapping[str, float]
 History = Sequence[tuple[int, Metrics]]  # (step, what was emitted at it), in order; a step may stand more than once
 Emit = Callable[[Metrics, int], None]
+Texts = Callable[[], Iterator[str]]
+Fetch = Callable[[str], tuple[Path, str]]  # a registered model's uri -> its folder and its version
 
 # ---- configuration ----------------------------------------------------------------------------------------------------
 
@@ -105,7 +108,6 @@ class ReleaseSpec:
     name: Annotated[str, Field(pattern=r"^[^/:]+$")]
     alias: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
     max_logit_difference: Annotated[float, Field(gt=0)]
-    max_new_tokens: Annotated[int, Field(ge=1)]
 
 
 @checked(frozen=True, config=_STRICT)

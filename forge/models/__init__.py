@@ -1,8 +1,7 @@
 """Base models and what is trained of them. load() is the door; loaders and adapters are chosen by `_target_`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +9,7 @@ import mlx.nn as nn
 
 from forge.arrays import flat
 from forge.errors import ModelError
-from forge.spec import Lineage
+from forge.spec import Fetch, Lineage, Texts
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,14 @@ class Loaded:
     lineage: Lineage
 
 
-Loader = Callable[[Callable[[], Iterator[str]], int, Callable[[str], Path]], Loaded]
+Loader = Callable[[Texts, int, Fetch], Loaded]
 Adapter = Callable[[nn.Module], None]
 
 
-def load(loader: Loader, adapter: Adapter, texts: Callable[[], Iterator[str]], seed: int, fetch: Callable[[str], Path]) -> Loaded:
+def load(loader: Loader, adapter: Adapter, texts: Texts, seed: int, fetch: Fetch) -> Loaded:
     """The base model with its adapter in place, ready to train: fp32 on a CPU and wherever full weights are trained.
 
-    texts: yields the training text, for a tokenizer made from it. fetch: downloads a registered model and returns its folder.
+    texts: yields the training text, for a tokenizer made from it. fetch: a registered model's folder and version.
     Raises ModelError, also when nothing would be trained.
     """
     mx.random.seed(seed)

@@ -1,15 +1,11 @@
 """Existing models: a local folder, the Hugging Face hub, forge's own registry. loader(texts, seed, fetch, *, knobs) -> Loaded."""
 
-from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
 from forge.errors import ModelError
 from forge.models import Loaded
-from forge.spec import Lineage
-
-Texts = Callable[[], Iterator[str]]
-Fetch = Callable[[str], Path]
+from forge.spec import Fetch, Lineage, Texts
 
 
 def local(texts: Texts, seed: int, fetch: Fetch, *, path: str) -> Loaded:
@@ -45,8 +41,8 @@ def hub(texts: Texts, seed: int, fetch: Fetch, *, id: str, revision: str | None 
 
 def registry(texts: Texts, seed: int, fetch: Fetch, *, uri: str) -> Loaded:
     """A version that forge registered, such as models:/forge-quickstart@champion or models:/forge-quickstart/3."""
-    folder = fetch(uri)
-    return _open(folder, Lineage("registry", uri, sha256((folder / "config.json").read_bytes()).hexdigest()[:16]))
+    folder, version = fetch(uri)
+    return _open(folder, Lineage("registry", uri, version))
 
 
 def _open(folder: Path, lineage: Lineage) -> Loaded:

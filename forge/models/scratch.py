@@ -1,7 +1,7 @@
 """A small model from nothing: random weights, and a tokenizer trained on the training text."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ import mlx.core as mx
 from pydantic import Field
 
 from forge.models import Loaded
-from forge.spec import Lineage
+from forge.spec import Fetch, Lineage, Texts
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -18,9 +18,9 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 def build(
-    texts: Callable[[], Iterator[str]],
+    texts: Texts,
     seed: int,
-    fetch: Callable[[str], Path],
+    fetch: Fetch,
     *,
     vocab_size: Annotated[int, Field(ge=257)],
     hidden_size: Positive,

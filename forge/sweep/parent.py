@@ -8,8 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from forge import config as configuration
-from forge import paths
-from forge.assemble import assemble
+from forge.assemble import assemble, store_of
 from forge.config import Config, Jobs
 from forge.errors import ForgeError
 from forge.release import release
@@ -17,7 +16,6 @@ from forge.runner import Outcome, train
 from forge.tracking import registry
 from forge.tracking.run import Run, link
 from forge.tracking.run import run as open_run
-from forge.training.checkpoint import Store
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,6 @@ def _release(winner: Child, parent: Run) -> None:
     assert winner.outcome is not None
     run_id = winner.outcome.run_id
     parts = assemble(winner.config, partial(registry.fetch, winner.config.tracking.uri))
-    store = Store(paths.checkpoints(run_id), run_id, winner.config.identity, parts.data.ledger.digest)
-    released = release(winner.config, parts, store.at(winner.outcome.result.best_step), run_id)
+    released = release(winner.config, parts, store_of(winner.config, parts, run_id).at(winner.outcome.result.best_step), run_id)
     parent.tags({"forge.released": released.version.uri, "forge.decision": released.reason})
     print(f"{winner.name}: {released.sentence(winner.config.release.alias)}")

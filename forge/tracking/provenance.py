@@ -1,8 +1,10 @@
 """What a run needs to be told apart and repeated: code state, versions, machine. Secrets never pass."""
 
+import getpass
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 
@@ -16,12 +18,12 @@ def tags() -> dict[str, str]:
     """Machine, versions and git state, as run tags."""
     commit = _git("rev-parse", "HEAD")
     found = {
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": shlex.join(["python", "-m", "forge.train", *sys.argv[1:]]),
         "forge.blas": blas.describe(),
-        "forge.python": platform.python_version(),
-        "forge.platform": platform.platform(),
-        "forge.host": platform.node(),
-        "forge.command": redact(" ".join(sys.argv)),
-        **{f"forge.version.{name}": version for name, version in versions().items()},
+        "forge.host": f"{platform.node()} ({platform.platform()})",
+        "forge.versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     if commit:
         # MLflow shows this one as the run's source version.
@@ -30,7 +32,7 @@ def tags() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -1,5 +1,6 @@
 """The model registry: fetch a version, register a new one, move the alias only to a better one."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from forge import paths
 from forge.errors import ModelError
 from forge.tracking import store
 
@@ -30,20 +30,36 @@ class Version:
         return f"models:/{self.name}/{self.number}"
 
 
-def fetch(configured: str | None, uri: str) -> Path:
-    """The folder (Hugging Face layout) of a registered model, such as models:/NAME@champion. Raises ModelError."""
-    store.connect(configured)
+def fetch(configured: str | None, uri: str) -> tuple[Path, str]:
+    """The folder (Hugging Face layout) of a registered model and its version, as models:/NAME/VERSION.
+
+    `uri` is models:/NAME@ALIAS or models:/NAME/VERSION. A local store's folder is used where it lies, a remote one's is downloaded.
+    Raises ModelError.
+    """
+    client = store.connect(configured)
     try:
-        downloaded = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(_fresh(paths.cache() / "models"))))
-    except MlflowException as error:
+        version = _resolve(client, uri)
+        downloaded = Path(mlflow.artifacts.download_artifacts(artifact_uri=version))
+    except (MlflowException, OSError) as error:
         raise ModelError(f"model.uri={uri}: {str(error).splitlines()[0]}; `mlflow ui` lists the models that there are") from error
     found = sorted(downloaded.rglob("config.json"))
     if not found:
         raise ModelError(f"model.uri={uri}: it holds no language model folder (config.json); was it registered by forge?")
-    return found[0].parent
+    return found[0].parent, version
 
 
-def register(configured: str | None, run_id: str, name: str, step: int, arguments: Mapping[str, Any], tags: Mapping[str, str]) -> Version:
+def _resolve(client: MlflowClient, uri: str) -> str:
+    """The uri with a version in place of an alias, which may point elsewhere tomorrow."""
+    match = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", uri)
+    if not match:
+        raise ModelError(f"model.uri={uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, version, alias_name = match.groups()
+    return f"models:/{name}/{version or client.get_model_version_by_alias(name, alias_name).version}"
+
+
+def register(
+    configured: str | None, run_id: str, name: str, step: int, arguments: Mapping[str, Any], tags: Mapping[str, str], description: str
+) -> Version:
     """Log a pyfunc as a model of the run, at its checkpoint's step, and make it a version of `name`, without an alias."""
     client = store.connect(configured)
     with warnings.catch_warnings():
@@ -55,7 +71,9 @@ def register(configured: str | None, run_id: str, name: str, step: int, argument
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(name, source=logged.model_uri, run_id=run_id, model_id=logged.model_id, tags=dict(tags))
+    version = client.create_model_version(
+        name, source=logged.model_uri, run_id=run_id, model_id=logged.model_id, tags=dict(tags), description=description
+    )
     return Version(name, str(version.version), dict(tags))
 
 
@@ -81,8 +99,3 @@ def _bearer(client: MlflowClient, name: str, alias_name: str) -> Version | None:
             return None
         raise
     return Version(name, str(found.version), dict(found.tags))
-
-
-def _fresh(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

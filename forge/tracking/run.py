@@ -51,6 +51,10 @@ class Run:
     def tags(self, tags: Mapping[str, str]) -> None:
         self._client.log_batch(self.id, tags=[RunTag(key, provenance.redact(value)) for key, value in tags.items()])
 
+    def describe(self, markdown: str) -> None:
+        """What the run's page shows as its description."""
+        self.tags({"mlflow.note.content": markdown})
+
     def text(self, text: str, file: str) -> None:
         self._client.log_text(self.id, provenance.redact(text), file)
 
@@ -95,9 +99,8 @@ def run(spec: TrackingSpec, identity: str, resume_id: str | None = None, tags: M
         client.update_run(resume_id, status="RUNNING")
         record = client.get_run(resume_id)
     else:
-        standing = {"mlflow.user": "forge", "mlflow.source.name": "forge", "mlflow.source.type": "LOCAL", IDENTITY: identity}
         parent = {"mlflow.parentRunId": spec.parent_run} if spec.parent_run else {}
-        everything = standing | parent | provenance.tags() | dict(spec.tags) | dict(tags or {})
+        everything = {IDENTITY: identity} | parent | provenance.tags() | dict(spec.tags) | dict(tags or {})
         redacted = {key: provenance.redact(value) for key, value in everything.items()}
         record = client.create_run(store.experiment(client, spec.experiment), run_name=spec.run_name, tags=redacted)
     opened = Run(client, record.info.run_id, record.info.run_name, resumed=resume_id is not None)

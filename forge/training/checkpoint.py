@@ -2,7 +2,7 @@
 
     <run>/step-00000050/  weights.safetensors     the trainable weights
                           optimizer.safetensors   the optimizer's state
-                          state.json              step, cursor, tokens, callbacks, validation loss, data digest, run id
+                          state.json              step, cursor, tokens, callbacks, validation loss; the run's id and stamp
                           history.json            every metric emitted so far
                           sha256.json             of the files above, written last
 
@@ -42,11 +42,13 @@ class State:
 
 
 class Store:
-    """The checkpoints of one run, in `folder`. `keep`: how many to keep besides the last and the best."""
+    """The checkpoints of one run, in `folder`. `keep`: how many to keep besides the last and the best.
 
-    def __init__(self, folder: Path, run_id: str, identity: str, data_digest: str, keep: int = 0):
-        self.folder, self._keep = folder, keep
-        self._stamp = {"run_id": run_id, "identity": identity, "data_digest": data_digest}
+    `stamp` says, by name, what a checkpoint belongs to ("configuration", "data", …): resume refuses one with another stamp.
+    """
+
+    def __init__(self, folder: Path, run_id: str, stamp: Mapping[str, str], keep: int = 0):
+        self.folder, self._run_id, self._stamp, self._keep = folder, run_id, dict(stamp), keep
 
     def save(self, model: nn.Module, optimizer: optimizers.Optimizer, state: State) -> Path:
         """Write a checkpoint, then delete those that are neither last, best nor kept. Raises TrainingError when the disk is full."""
@@ -55,7 +57,7 @@ class Store:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            _write(partial, model, optimizer, state, self._stamp)
+            _write(partial, model, optimizer, state, {"run_id": self._run_id, "stamp": self._stamp})
             if final.exists():  # saved by an earlier life of this run, from the same state
                 shutil.rmtree(final)
             os.replace(partial, final)
@@ -93,9 +95,8 @@ class Store:
             return State()
         verify(checkpoint)
         stored = _read_state(checkpoint)
-        for key in ("identity", "data_digest"):
-            if stored[key] != self._stamp[key]:
-                what = "configuration" if key == "identity" else "data"
+        for what, mark in self._stamp.items():
+            if stored["stamp"].get(what) != mark:
                 raise TrainingError(f"{checkpoint}: the {what} is not the one it was saved under; start afresh with resume=null")
         load_weights(model, checkpoint)
         arrays = load(checkpoint / "optimizer.safetensors")
@@ -155,12 +156,12 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text())
 
 
-def _write(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer, state: State, stamp: Mapping[str, str]) -> None:
+def _write(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer, state: State, origin: Mapping[str, Any]) -> None:
     mx.save_safetensors(str(folder / "weights.safetensors"), flat(model.trainable_parameters()))
     mx.save_safetensors(str(folder / "optimizer.safetensors"), flat(optimizer.state))
     fields = asdict(state)
     (folder / "history.json").write_text(json.dumps(fields.pop("history")))
-    (folder / "state.json").write_text(json.dumps({**fields, **stamp}))
+    (folder / "state.json").write_text(json.dumps({**fields, **origin}))
     (folder / "sha256.json").write_text(json.dumps({path.name: _sha256(path) for path in sorted(folder.iterdir())}))
     for path in folder.iterdir():
         with path.open("rb") as stream:

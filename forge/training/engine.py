@@ -73,6 +73,8 @@ def fit(
         mx.eval(loss_sum, count, sums, norm, model.trainable_parameters(), optimizer.state)
 
         targets = int(scalar(count))
+        if targets == 0:
+            raise TrainingError(f"step {step}: no token of its rows is a target: {_rows(batches)}; look at the data's masks")
         state.step, state.cursor, state.tokens, state.loss = step, data.train.cursor, state.tokens + targets, None
         metrics = {"train/loss": scalar(loss_sum) / targets, "train/grad_norm": scalar(norm)}
         _require_finite(metrics, step, batches, store)
@@ -122,6 +124,7 @@ def _accumulate(
 
 def _normalise(gradients: Any, count: mx.array, clip_norm: float) -> tuple[Any, mx.array]:
     """Gradients of the mean loss over `count` targets, scaled down to a global norm of at most `clip_norm`; and their norm before."""
+    count = mx.maximum(count, 1)  # a step without targets must not put 0/0 into the weights
     squares = [mx.square(gradient.astype(mx.float32)).sum() for gradient in flat(gradients).values()]
     norm = mx.sqrt(mx.stack(squares).sum()) / count
     scale = mx.minimum(1.0, clip_norm / (norm + 1e-6)) / count
@@ -131,11 +134,14 @@ def _normalise(gradients: Any, count: mx.array, clip_norm: float) -> tuple[Any, 
 def _require_finite(metrics: Mapping[str, float], step: int, batches: list[Batch], store: Store) -> None:
     for name in ("train/loss", "train/grad_norm"):
         if not math.isfinite(metrics[name]):
-            rows = " | ".join(row for batch in batches for row in batch.row_ids)
             raise TrainingError(
-                f"step {step}: {name} is {metrics[name]}; rows: {rows}; the last good checkpoint is {store.last()}. "
+                f"step {step}: {name} is {metrics[name]}; rows: {_rows(batches)}; the last good checkpoint is {store.last()}. "
                 "Lower optimizer.lr or trainer.clip_norm, or look at these rows"
             )
+
+
+def _rows(batches: list[Batch]) -> str:
+    return " | ".join(row for batch in batches for row in batch.row_ids)
 
 
 def _speed(targets: int, seconds: float) -> dict[str, float]:

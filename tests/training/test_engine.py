@@ -1,0 +1,149 @@
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from forge.errors import TrainingError
+from forge.models.adapters import full, lora
+from forge.training.callbacks import EarlyStopping
+from forge.training.evaluate import evaluate
+from forge.training.objectives import causal_lm
+
+
+def weights(model: Any) -> dict[str, np.ndarray]:
+    return {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+
+
+def test_training_lowers_the_validation_loss(train: Any) -> None:
+    result, log, _ = train(total_steps=40, eval_every=10)
+    losses = [loss for _, loss in log.series("val/loss")]
+    assert losses[-1] < losses[0] - 1.0
+    assert (result.step, result.reason) == (40, "the budget is used up")
+
+
+def test_four_micro_batches_equal_one_batch(train: Any) -> None:
+    """The tokens are the same; only the number of passes they take differs."""
+    _, one, model_one = train("one", rows=8, accumulate=1, total_steps=6)
+    _, four, model_four = train("four", rows=2, accumulate=4, total_steps=6)
+    for key in ("train/loss", "train/grad_norm", "train/tokens"):
+        assert [v for _, v in one.series(key)] == pytest.approx([v for _, v in four.series(key)], rel=1e-5)
+    for name, value in weights(model_one).items():
+        np.testing.assert_allclose(value, weights(model_four)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_logged_loss_is_the_mean_over_targets(train: Any, make_data: Any, make_model: Any) -> None:
+    _, log, _ = train(total_steps=1)
+    batch = make_data(4).train.next()
+    loss_sum, (count, _) = causal_lm(make_model(), batch)
+    assert log.series("train/loss") == [(1, pytest.approx(loss_sum.item() / batch.mask_BT[:, 1:].sum(), rel=1e-6))]
+    assert log.series("train/tokens") == [(1, count.item())]
+
+
+def test_the_gradient_is_clipped_to_the_limit_and_its_norm_logged_before(train: Any, make_model: Any) -> None:
+    """SGD-like check: with a limit of 1e-3 the update of plain gradient descent has norm lr · 1e-3."""
+    import mlx.optimizers as optimizers
+
+    from forge.training.engine import _normalise
+
+    gradients = {"a": mx.array([3.0, 0.0]), "b": {"c": mx.array([[0.0, 4.0]])}}  # norm 5 summed over 2 targets: 2.5
+    clipped, norm = _normalise(gradients, mx.array(2), clip_norm=0.5)
+    assert norm.item() == pytest.approx(2.5)
+    assert np.array(clipped["a"]) == pytest.approx([0.3, 0.0], rel=1e-4)
+    assert np.array(clipped["b"]["c"][0]) == pytest.approx([0.0, 0.4], rel=1e-4)
+    kept, _ = _normalise(gradients, mx.array(2), clip_norm=10.0)
+    assert np.array(kept["a"]) == pytest.approx([1.5, 0.0])
+    assert optimizers.SGD(1.0).apply_gradients(kept, {"a": mx.zeros(2), "b": {"c": mx.zeros((1, 2))}})["a"][0].item() == pytest.approx(-1.5)
+
+
+def test_the_learning_rate_follows_the_plan(train: Any) -> None:
+    _, log, _ = train(total_steps=5, lr=lambda step: step / 1000)
+    assert log.series("train/lr") == [(step, step / 1000) for step in range(1, 6)]
+
+
+def test_log_every_thins_the_training_metrics_and_nothing_else(train: Any) -> None:
+    _, every, _ = train("every", total_steps=12)
+    _, third, _ = train("third", total_steps=12, log_every=3)
+    assert third.series("train/loss") == [point for point in every.series("train/loss") if point[0] % 3 == 0]
+    assert third.series("val/loss") == every.series("val/loss")
+
+
+def test_a_checkpoint_holds_the_weights_that_were_evaluated(train: Any, make_model: Any, make_data: Any, tmp_path: Any) -> None:
+    """mlx-lm's validation at iteration N is of the weights before step N, while the file N is saved after it."""
+    from forge.training.checkpoint import load_weights
+
+    result, log, _ = train(total_steps=8)
+    model = make_model(seed=5)
+    load_weights(model, tmp_path / "run" / f"step-{result.best_step:08d}")
+    assert evaluate(model, make_data())["val/loss"] == dict(log.series("val/loss"))[result.best_step] == result.best_loss
+
+
+def test_the_best_step_is_that_of_the_lowest_saved_loss(train: Any) -> None:
+    result, log, _ = train(total_steps=24, eval_every=3, lr=lambda step: 0.01 if step < 12 else 0.5)  # it falls apart half-way
+    losses = log.series("val/loss")
+    assert (result.best_step, result.best_loss) == min(losses, key=lambda point: point[1])
+    assert result.best_step < 24
+
+
+def test_not_finite_stops_with_step_rows_and_the_last_good_checkpoint(train: Any, tmp_path: Any) -> None:
+    calls = 0
+
+    def breaks(model: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss_sum, rest = causal_lm(model, batch)
+        return loss_sum * (math.nan if calls == 6 else 1.0), rest
+
+    with pytest.raises(TrainingError, match=r"step 6: train/loss is nan; rows: (long|short).*step-00000004") as error:
+        train(objective=breaks, total_steps=12)
+    assert "optimizer.lr" in str(error.value)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-00000004"]
+
+
+def test_early_stopping_ends_the_run_with_its_reason(train: Any) -> None:
+    result, log, _ = train(
+        total_steps=100, eval_every=2, lr=lambda step: 1e-12, callbacks={"early": EarlyStopping(patience=3, min_delta=0.01)}
+    )
+    assert result.step == 6  # evaluations at 0 (sets the mark), 2, 4, 6
+    assert result.reason.startswith("early stopping: 3 evaluations")
+    assert len(log.series("val/loss")) == 4
+
+
+def test_a_request_to_stop_saves_the_step_and_says_why(train: Any, tmp_path: Any) -> None:
+    asked = iter([None, None, "stopped by SIGINT"])
+    result, _, _ = train(total_steps=100, stop=lambda: next(asked))
+    assert (result.step, result.reason) == (3, "stopped by SIGINT")
+    assert (tmp_path / "run" / "step-00000003").is_dir()
+
+
+def test_only_the_adapter_changes(train: Any, make_model: Any) -> None:
+    def adapter(model: Any) -> None:
+        lora(model, rank=2, alpha=4.0, dropout=0.0, targets="linear", layers=None)
+
+    before = weights(make_model(adapter))
+    after = weights(train(model=make_model(adapter), total_steps=8)[2])
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed and all(name.endswith(("lora_a", "lora_b")) for name in changed)
+
+
+def test_every_weight_changes_in_full_training(train: Any, make_model: Any) -> None:
+    before = weights(make_model(full))
+    after = weights(train(model=make_model(full), total_steps=8)[2])
+    assert all(not np.array_equal(before[name], after[name]) for name in before)
+
+
+@dataclass
+class Count:
+    seen: int = 0
+
+    def __call__(self, snapshot: Any) -> None:
+        self.seen += 1
+
+
+def test_a_callback_sees_each_step_once(train: Any) -> None:
+    count = Count()
+    train(total_steps=7, callbacks={"count": count})
+    assert count.seen == 1 + 7  # the evaluation before training, then each step
