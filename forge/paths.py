@@ -21,6 +21,11 @@ def root() -> Path:
     return _CHECKOUT if in_checkout() else Path.cwd()
 
 
+def code() -> Path:
+    """Where git is asked for the state of the code: the checkout, else the current folder (a project that uses forge)."""
+    return _CHECKOUT if in_checkout() else Path.cwd()
+
+
 def conf() -> Path:
     """The repository's conf/, else the copy in the installed package."""
     return _CHECKOUT / "conf" if in_checkout() else _PACKAGE / "conf"

@@ -42,6 +42,8 @@ class Display:
 
     def show(self, metrics: Metrics, step: int) -> None:
         self._valid = metrics.get("val/loss", self._valid)
+        if step <= self._first and self._first:
+            return  # what an earlier life of the run emitted
         numbers = self._numbers(metrics)
         self._bar.update(self._task, completed=step, numbers=numbers)
         now = time.monotonic()

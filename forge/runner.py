@@ -134,8 +134,7 @@ def _record_parts(run: Run, config: Config, parts: Parts, steps: Plan) -> None:
             "data.isolated": parts.isolated,
         }
     )
-    if not run.resumed:
-        run.summary(baseline(parts.data), 0)
+    run.summary(baseline(parts.data), 0)
 
 
 def _curated(config: Config) -> dict[str, Any]:

@@ -41,7 +41,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 Metrics = Mapping[str, float]
 History = Sequence[tuple[int, Metrics]]  # (step, what was emitted at it), in order; a step may stand more than once
-Emit = Callable[[Metrics, int], None]
+Emit = Callable[[Metrics, int], None]  # after a resume, steps that were emitted before come once more
 Texts = Callable[[], Iterator[str]]
 Fetch = Callable[[str], tuple[Path, str]]  # a registered model's uri -> its folder and its version
 

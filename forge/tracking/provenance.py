@@ -48,15 +48,15 @@ def dirty_diff() -> str:
 
 def redact(text: str) -> str:
     """`text` with the value of every secret-looking environment variable replaced."""
-    for name, value in os.environ.items():
-        if len(value) >= 6 and name.upper().endswith(_SECRET):
-            text = text.replace(value, f"<{name}>")
+    secrets = [(value, name) for name, value in os.environ.items() if len(value) >= 6 and name.upper().endswith(_SECRET)]
+    for value, name in sorted(secrets, key=lambda secret: -len(secret[0])):  # one may begin with another
+        text = text.replace(value, f"<{name}>")
     return text
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(paths.root()), *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["git", "-C", str(paths.code()), *arguments], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

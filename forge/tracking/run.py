@@ -30,6 +30,7 @@ class Run:
         self.id, self.name, self.resumed = run_id, name, resumed
         self._client = client
         self._logged = _last_step(client, run_id) if resumed else -1
+        self._summarised = set(client.get_run(run_id).data.metrics) if resumed else set()
         self._writer = Writer(client, run_id)
 
     def log(self, metrics: Metrics, step: int) -> None:
@@ -38,8 +39,8 @@ class Run:
             self._writer.metrics(metrics, step)
 
     def summary(self, metrics: Metrics, step: int) -> None:
-        """Metrics of the run as a whole."""
-        self._writer.metrics(metrics, step)
+        """Metrics of the run as a whole, each logged once in the run's lives."""
+        self._writer.metrics({name: value for name, value in metrics.items() if name not in self._summarised}, step)
 
     def params(self, params: Mapping[str, Any]) -> None:
         if self.resumed:
@@ -64,8 +65,6 @@ class Run:
     def data(self, ledger: Ledger, sources: Mapping[str, Mapping[str, Any]]) -> None:
         """The ledger as metrics, as a file and as dataset inputs."""
         self.tags({"forge.data_digest": ledger.digest, "forge.valid_digest": ledger.valid_digest})
-        if self.resumed:
-            return
         self.summary(ledger.counts, 0)
         self._client.log_inputs(self.id, datasets.inputs(ledger, sources))
         self.text(json.dumps({"digest": ledger.digest, "valid_digest": ledger.valid_digest, **ledger.counts}, indent=2), "data/ledger.json")

@@ -10,6 +10,7 @@ import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from forge import paths
 from forge.errors import TrackingError
@@ -31,10 +32,10 @@ def connect(configured: str | None) -> MlflowClient:
     mlflow.set_tracking_uri(where)
     mlflow.set_registry_uri(where)
     with lock("store"):
-        client = MlflowClient(where)
         try:
+            client = MlflowClient(where)
             client.search_experiments(max_results=1)  # opens the database, and makes its tables the first time
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             raise TrackingError(
                 f"the tracking store {where} can't be opened ({str(error).splitlines()[0]}); check tracking.uri and MLFLOW_TRACKING_URI"
             ) from error

@@ -39,7 +39,8 @@ def fit(
 ) -> Result:
     """Train from the store's last checkpoint (or `resume`, or step 0) to the plan's end, or until a callback or `stop` gives a reason.
 
-    `watch` is called after each evaluation. Raises TrainingError when a loss or gradient is not finite; the checkpoints saved before stay.
+    `emit` gets the history of a resumed run once more: it drops what it has. `watch` is called after each evaluation.
+    Raises TrainingError when a loss or gradient is not finite; the checkpoints saved before stay.
     """
     value_and_grad = nn.value_and_grad(model, objective)
     optimizer.init(model.trainable_parameters())
@@ -47,6 +48,8 @@ def fit(
     data.train.cursor = state.cursor
     for name, fields in state.callbacks.items():
         vars(callbacks[name]).update(fields)
+    for step, metrics in state.history:
+        emit(metrics, step)  # a kill may have come between a checkpoint and the sending of what it holds
     model.train()
 
     def tell(metrics: dict[str, float], step: int) -> None:

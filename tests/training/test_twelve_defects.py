@@ -108,7 +108,7 @@ def test_08_resume_restores_more_than_weights(train: Any) -> None:
     train("half", total_steps=8, lr=lambda step: 0.01 / step)
     _, rest, _ = train("half", total_steps=12, lr=lambda step: 0.01 / step)
     for key in ("train/loss", "train/lr", "train/tokens", "val/loss"):
-        assert rest.series(key) == [point for point in whole.series(key) if point[0] > 8]
+        assert rest.series(key) == whole.series(key)
 
 
 def test_09_every_setting_is_read() -> None:

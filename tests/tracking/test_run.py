@@ -1,0 +1,136 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from forge.errors import DataError, Stopped, TrackingError
+from forge.spec import Ledger
+from forge.tracking import resume, store
+from forge.tracking.run import run
+
+
+def record(run_id: str) -> Any:
+    return store.connect(None).get_run(run_id)
+
+
+def points(run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in store.connect(None).get_metric_history(run_id, key)]
+
+
+def test_a_normal_end_is_finished_and_holds_all_that_was_logged(make_spec: Any) -> None:
+    ledger = Ledger({"data/a/rows_in": 5}, digest="d" * 64, valid_digest="v" * 64, source_digests={"a": "s" * 64})
+    with run(make_spec(run_name="mine", tags={"team": "x"}), "identity1") as opened:
+        opened.params({"optimizer.lr": 0.1})
+        opened.log({"train/loss": 2.0}, 1)
+        opened.data(ledger, {"a": {"_target_": "forge.data.sources.folder.documents", "path": "p"}})
+        opened.text("hello", "config/config.yaml")
+        opened.image(Figure(figsize=(1, 1)), "dashboard", 1)
+    found = record(opened.id)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "mine")
+    assert found.data.params == {"optimizer.lr": "0.1"}
+    assert found.data.metrics == {"train/loss": 2.0, "data/a/rows_in": 5.0}
+    assert found.data.tags["forge.identity"] == "identity1" and found.data.tags["team"] == "x"
+    assert found.data.tags["forge.valid_digest"] == "v" * 64
+    dataset = found.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest) == ("a", "s" * 36)
+    client = store.connect(None)
+    assert {a.path for a in client.list_artifacts(opened.id)} == {"config", "data", "images"}
+    assert any("dashboard" in a.path and "step+1+" in a.path.replace("%", "+") for a in client.list_artifacts(opened.id, "images"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "cause"),
+    [
+        (DataError("no such folder"), "FAILED", "no such folder"),
+        (ZeroDivisionError("oops"), "FAILED", "ZeroDivisionError: oops"),
+        (SystemExit(3), "FAILED", "SystemExit: 3"),
+        (KeyboardInterrupt(), "KILLED", "interrupted"),
+        (Stopped(signal.SIGTERM), "KILLED", "stopped by signal 15"),
+    ],
+)
+def test_each_death_is_told_apart(make_spec: Any, error: BaseException, status: str, cause: str) -> None:
+    with pytest.raises(type(error)), run(make_spec(), "i") as opened:
+        opened.log({"train/loss": 1.5}, 7)
+        raise error
+    assert record(opened.id).info.status == status
+    assert record(opened.id).data.tags["forge.cause"] == cause
+    assert points(opened.id, "train/loss") == [(7, 1.5)]  # nothing is lost by dying
+
+
+def test_going_on_logs_no_step_twice_and_changes_no_parameter(make_spec: Any) -> None:
+    with pytest.raises(KeyboardInterrupt), run(make_spec(), "i") as first:
+        first.params({"a": 1})
+        for step in range(1, 5):
+            first.log({"train/loss": float(step)}, step)
+        raise KeyboardInterrupt
+    assert resume.unfinished(make_spec(), "i") == first.id
+    with run(make_spec(), "i", resume_id=first.id) as second:
+        assert record(first.id).info.status == "RUNNING"
+        second.params({"a": 2})
+        for step in range(3, 7):  # the last checkpoint was at step 2
+            second.log({"train/loss": float(step)}, step)
+    assert second.id == first.id
+    assert points(first.id, "train/loss") == [(step, float(step)) for step in range(1, 7)]
+    assert record(first.id).data.params == {"a": "1"}
+    assert record(first.id).info.status == "FINISHED"
+
+
+def test_only_an_unfinished_run_of_the_same_identity_is_gone_on_with(make_spec: Any) -> None:
+    assert resume.unfinished(make_spec(), "i") is None
+    with run(make_spec(), "i") as finished:
+        assert resume.unfinished(make_spec(), "i") is None  # this process works on it
+    with pytest.raises(KeyboardInterrupt), run(make_spec(), "other"):
+        raise KeyboardInterrupt
+    assert resume.unfinished(make_spec(), "i") is None
+    with pytest.raises(TrackingError, match="this run is finished"):
+        resume.resumable(make_spec(), finished.id)
+    with pytest.raises(TrackingError, match="has no such run"):
+        resume.resumable(make_spec(), "0" * 32)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(make_spec: Any) -> None:
+    with run(make_spec(), "i") as opened:
+        code = (
+            "from filelock import FileLock, Timeout\nimport sys\n"
+            "try:\n    FileLock(sys.argv[1]).acquire(timeout=0)\nexcept Timeout:\n    print('held')"
+        )
+        lock = store.lock(f"run-{opened.id}").lock_file
+        assert subprocess.run([sys.executable, "-c", code, lock], capture_output=True, text=True).stdout.strip() == "held"
+
+
+def test_a_child_names_its_parent(make_spec: Any) -> None:
+    with run(make_spec(), "p") as parent, run(make_spec(parent_run=parent.id), "c") as child:
+        pass
+    assert record(child.id).data.tags["mlflow.parentRunId"] == parent.id
+
+
+def test_secrets_of_the_environment_reach_no_param_tag_or_artifact(make_spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
+    with pytest.raises(DataError), run(make_spec(tags={"note": "token hf_verysecret"}), "i") as opened:
+        opened.params({"model.token": "hf_verysecret"})
+        opened.text("token: hf_verysecret", "config/config.yaml")
+        raise DataError("could not log in with hf_verysecret")
+    found = record(opened.id)
+    client = store.connect(None)
+    everything = [*found.data.params.values(), *found.data.tags.values()]
+    everything.append(Path(client.download_artifacts(opened.id, "config/config.yaml")).read_text())
+    assert not any("hf_verysecret" in text for text in everything)
+    assert sum("<HF_TOKEN>" in text for text in everything) == 4
+
+
+def test_the_image_is_what_the_figure_showed_when_it_was_given(make_spec: Any) -> None:
+    from PIL import Image
+
+    with run(make_spec(), "i") as opened:
+        figure = Figure(figsize=(0.1, 0.1), dpi=100, facecolor="red")
+        opened.image(figure, "picture", 2)
+        figure.set_facecolor("blue")
+    client = store.connect(None)
+    (path,) = [a.path for a in client.list_artifacts(opened.id, "images") if a.path.endswith(".png")]
+    pixels = np.asarray(Image.open(client.download_artifacts(opened.id, path)).convert("RGB"))
+    assert tuple(pixels[5, 5]) == (255, 0, 0)

@@ -1,0 +1,83 @@
+import threading
+from typing import Any
+
+import pytest
+
+from forge.tracking import writer
+from forge.tracking.writer import Writer
+
+
+class Client:
+    """Remembers what it is sent; fails as often as told."""
+
+    def __init__(self, failures: int = 0):
+        self.failures, self.calls = failures, 0
+        self.sent: list[list[Any]] = []
+
+    def log_batch(self, run_id: str, metrics: list[Any], synchronous: bool) -> None:
+        self.calls += 1
+        assert synchronous and threading.current_thread() is not threading.main_thread()
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("down")
+        self.sent.append(metrics)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.0, 0.0))
+
+
+def sent(client: Client) -> list[tuple[str, float, int]]:
+    return [(m.key, m.value, m.step) for batch in client.sent for m in batch]
+
+
+def test_everything_arrives_in_order() -> None:
+    client = Client()
+    w = Writer(client, "run")  # type: ignore[arg-type]
+    for step in range(2500):
+        w.metrics({"a": float(step), "b": -1.0}, step)
+    w.close()
+    assert sent(client) == [point for step in range(2500) for point in (("a", float(step), step), ("b", -1.0, step))]
+    assert max(len(batch) for batch in client.sent) <= 1000  # MLflow's limit
+    assert all(len(batch) % 2 == 0 for batch in client.sent)  # a step is in one call
+
+
+def test_values_that_are_not_finite_are_counted_and_not_sent() -> None:
+    client = Client()
+    w = Writer(client, "run")  # type: ignore[arg-type]
+    w.metrics({"a": 1.0, "b": float("nan"), "c": float("inf")}, 3)
+    w.metrics({"b": float("-inf")}, 4)
+    w.close()
+    assert sent(client) == [("a", 1.0, 3)]
+    assert w.non_finite == 3
+
+
+def test_a_call_that_fails_is_made_again() -> None:
+    client = Client(failures=3)
+    w = Writer(client, "run")  # type: ignore[arg-type]
+    w.metrics({"a": 1.0}, 1)
+    w.close()
+    assert sent(client) == [("a", 1.0, 1)] and w.lost == 0
+
+
+def test_what_fails_for_good_is_counted_and_the_rest_goes_on() -> None:
+    client = Client(failures=4)
+    w = Writer(client, "run")  # type: ignore[arg-type]
+    w.metrics({"a": 1.0, "b": 2.0}, 1)
+    w.call(lambda: None)  # keeps the two calls apart
+    w.metrics({"a": 3.0}, 2)
+    w.close()
+    assert w.lost == 2
+    assert sent(client) == [("a", 3.0, 2)]
+
+
+def test_an_image_goes_after_the_metrics_before_it() -> None:
+    client = Client()
+    order: list[str] = []
+    w = Writer(client, "run")  # type: ignore[arg-type]
+    w.metrics({"a": 1.0}, 1)
+    w.call(lambda: order.append(f"image after {len(client.sent)} call"))
+    w.metrics({"a": 2.0}, 2)
+    w.close()
+    assert order == ["image after 1 call"] and len(client.sent) == 2
