@@ -63,7 +63,7 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
                 f"validation loss {loss:.4f} against {evaluated:.4f}; nothing was registered. The checkpoint is {saved}"
             )
         tags = {
-            LOSS: f"{loss:.6f}",
+            LOSS: repr(loss),  # every digit: a twin is not better
             VALID_DIGEST: parts.data.ledger.valid_digest,
             TOKENIZER_DIGEST: hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
             "forge.data_digest": parts.data.ledger.digest,

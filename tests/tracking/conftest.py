@@ -1,4 +1,4 @@
-"""A root of its own with one tracking store for all tests here: making a store takes seconds."""
+"""Tracking settings for a test."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,18 +7,6 @@ from typing import Any
 import pytest
 
 from forge.spec import TrackingSpec
-
-
-@pytest.fixture(scope="session")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture
-def home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FORGE_HOME", str(shared_home))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return shared_home
 
 
 @pytest.fixture

@@ -1,0 +1,63 @@
+"""What several test folders need: a model that trains in milliseconds, and data for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import forge  # noqa: F401  (before mlx)
+from forge import data
+from forge.models import Loaded, scratch
+from forge.spec import Data, DataSpec, Document, EvaluationSpec, SourceSpec
+
+_SENTENCES = (
+    "the cat sat on the mat and looked at the hill",
+    "a dog ran over the hill, sat down and barked",
+    "def add(a, b):\n    return a + b\n",
+    "hi there, how is the cat today?",
+)
+
+
+def _sentences(number: int, source: str) -> str:
+    return "\n".join(f"{source} {number}, line {line}: {_SENTENCES[(number + line) % len(_SENTENCES)]}" for line in range(number % 3 + 1))
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model() -> Callable[..., Loaded]:
+    """make_tiny_model(seed=0): a new Qwen3 of about 10,000 random weights (2 blocks, 288 tokens) with its byte-level tokenizer."""
+
+    def make(seed: int = 0) -> Loaded:
+        def unused(uri: str) -> tuple:
+            raise AssertionError("a model from scratch downloads nothing")
+
+        sizes = {"vocab_size": 288, "hidden_size": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_size": 32}
+        return scratch.build(lambda: iter(_SENTENCES), seed, unused, **sizes, max_positions=256)
+
+    return make
+
+
+@pytest.fixture
+def toy_data(make_tiny_model: Callable[..., Loaded]) -> Data:
+    """Two sources mixed 3 : 1: "short" (120 documents of a line or two) and "long" (12 of about 40 lines), in rows of 33 tokens."""
+    sources = {
+        "short": lambda: [Document(f"short/{n}", _sentences(n, "short"), "made up") for n in range(120)],
+        "long": lambda: [Document(f"long/{n}", "\n".join(_sentences(n + 20 * k, "long") for k in range(20)), "made up") for n in range(12)],
+    }
+    weights = {"short": SourceSpec({}, 3.0), "long": SourceSpec({}, 1.0)}
+    spec = DataSpec(weights, sequence_length=32, valid_fraction=0.25, split_seed=0)
+    corpus = data.read(spec, sources)
+    return data.build(corpus, spec, EvaluationSpec(max_tokens=2000), make_tiny_model().tokenizer, batch_rows=2, seed=0, isolated=True)
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One root for all tests that track: making a store takes seconds."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of the test, with its tracking store. Choose experiment and model names of the test's own."""
+    monkeypatch.setenv("FORGE_HOME", str(shared_home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return shared_home
