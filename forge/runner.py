@@ -17,7 +17,7 @@ from forge.release import Released, release
 from forge.reports.dashboard import draw
 from forge.signals import Interrupts
 from forge.spec import Data, History, Plan, Result, RunFacts, Snapshot, series
-from forge.tracking import provenance, registry, resume
+from forge.tracking import provenance, registry, resume, store
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
 from forge.training import checkpoint
@@ -44,8 +44,8 @@ def train(config: Config, overrides: list[str]) -> Outcome:
         optimizer = config.optimizer()
         steps = plan(config, parts.data, float(optimizer.learning_rate))
         _record_parts(run, config, parts, steps)
-        store = store_of(config, parts, run.id)
-        with interrupts.patient(), Display(steps.total_steps, store.last_step()) as display:
+        checkpoints = store_of(config, parts, run.id)
+        with interrupts.patient(), Display(steps.total_steps, checkpoints.last_step()) as display:
 
             def picture(history: History, status: str) -> Figure:
                 return draw(history, _facts(config, run, steps, parts.data, history, status))
@@ -65,7 +65,7 @@ def train(config: Config, overrides: list[str]) -> Outcome:
                 optimizer,
                 steps,
                 config.callbacks,
-                store,
+                checkpoints,
                 emit,
                 resume=named_checkpoint,
                 stop=interrupts.asked,
@@ -78,11 +78,25 @@ def train(config: Config, overrides: list[str]) -> Outcome:
         print(f"{result.reason}; best validation loss {result.best_loss:.4f} at step {result.best_step}")
         released = None
         if config.release.enabled and not config.tracking.parent_run:
-            released = release(config, parts, store.at(result.best_step), run.id)
+            released = release(config, parts, checkpoints.at(result.best_step), run.id)
             run.summary({"release/max_logit_difference": released.max_logit_difference}, result.best_step)
             print(released.sentence(config.release.alias))
         run.describe(_summary(config, parts, result, released))
     return Outcome(run.id, result, released)
+
+
+def next_steps(config: Config, run_id: str, released: Released | None) -> str:
+    """What to type to look at a run and to serve what it released."""
+    folder, address = store.page(config.tracking.uri, run_id)
+    lines = [f"Look at it:  cd {folder} && mlflow ui" if folder else f"Look at it:  {address}"]
+    lines += [f"             {address}"] if folder else []
+    if released:
+        lines += [
+            f"Serve it:    mlflow models serve -m models:/{config.release.name}@{config.release.alias} --env-manager local --port 5001",
+            "Ask it:      curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' "
+            """-d '{"prompt": "shutil.copy(src, dst)", "max_tokens": 60}'""",
+        ]
+    return "\n".join(lines)
 
 
 def _summary(config: Config, parts: Parts, result: Result, released: Released | None) -> str:

@@ -34,12 +34,11 @@ def main(argv: list[str]) -> int:
 
 
 def _single(composed: DictConfig) -> None:
-    from forge.runner import train
-    from forge.tracking.run import link
+    from forge.runner import next_steps, train
 
     config = configuration.check(composed)
     outcome = train(config, configuration.task_overrides())
-    print(f"Look at it:  {link(config.tracking, outcome.run_id)}")
+    print("\n" + next_steps(config, outcome.run_id, outcome.released))
 
 
 if __name__ == "__main__":

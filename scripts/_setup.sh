@@ -1,13 +1,12 @@
 # shellcheck shell=bash disable=SC2034 # some variables are for the caller
 # Sourced by the scripts beside it. Leaves: the root as current folder, the environment's programs first on PATH, $python,
-# $started_in (where the caller was) and $activate (the line that activates an environment made here, else empty).
+# and $activate (the line that activates an environment made here, else empty).
 # Says something only when it does something. Kept to bash 3.2 and to what Linux and macOS share.
 #
 # FORGE_EXTRA  cpu, cuda12, cuda13 or empty: the backend of MLX to install instead of the one chosen here
 
 set -euo pipefail
 
-started_in=$PWD
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd -- "$root"
 
@@ -114,9 +113,9 @@ install() {
 has_fast_blas() {
     local name
     case "$(PATH=$PATH:/usr/sbin:/sbin ldconfig -p 2>/dev/null || true)" in
-        *libopenblas.so.0* | *libmkl_rt.so.2*) return 0 ;;
+        *libopenblas.so.0* | *libmkl_rt.so.[23]*) return 0 ;;
     esac
-    for name in libopenblas.so.0 libmkl_rt.so.2; do
+    for name in libopenblas.so.0 libmkl_rt.so.2 libmkl_rt.so.3; do
         if [ -e "$env/lib/$name" ]; then return 0; fi
     done
     return 1

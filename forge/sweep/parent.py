@@ -11,10 +11,10 @@ from forge import config as configuration
 from forge.assemble import assemble, store_of
 from forge.config import Config, Jobs
 from forge.errors import ForgeError
-from forge.release import release
-from forge.runner import Outcome, train
+from forge.release import Released, release
+from forge.runner import Outcome, next_steps, train
 from forge.tracking import registry
-from forge.tracking.run import Run, link
+from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
 
 
@@ -49,9 +49,8 @@ def sweep(jobs: Jobs, argv: list[str]) -> int:
             _record(parent, ranked, [c for c in children if c.error])
         if not ranked:
             raise ForgeError("every run of the sweep failed: " + "; ".join(f"{c.name}: {c.error}" for c in children))
-        if first.release.enabled and first.sweep.release_winner:
-            _release(ranked[0], parent)
-    print(f"Look at it:  {link(first.tracking, parent.id)}")
+        released = _release(ranked[0], parent) if first.release.enabled and first.sweep.release_winner else None
+    print("\n" + next_steps(first, parent.id, released))
     return 0 if len(ranked) == len(jobs.configs) else 1
 
 
@@ -98,7 +97,7 @@ def _append(table: dict[str, list[Any]], *row: Any) -> None:
         column.append(value)
 
 
-def _release(winner: Child, parent: Run) -> None:
+def _release(winner: Child, parent: Run) -> Released:
     """Build the winner again from its configuration, and release its best checkpoint."""
     assert winner.outcome is not None
     run_id = winner.outcome.run_id
@@ -106,3 +105,4 @@ def _release(winner: Child, parent: Run) -> None:
     released = release(winner.config, parts, store_of(winner.config, parts, run_id).at(winner.outcome.result.best_step), run_id)
     parent.tags({"forge.released": released.version.uri, "forge.decision": released.reason})
     print(f"{winner.name}: {released.sentence(winner.config.release.alias)}")
+    return released

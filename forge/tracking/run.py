@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,11 +134,3 @@ def _pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba()).copy()
-
-
-def link(spec: TrackingSpec, run_id: str) -> str:
-    """How to see a run, for people: the command and the address."""
-    root = Path(store.uri(spec.uri).removeprefix("sqlite:///")).parent
-    experiment = MlflowClient(store.uri(spec.uri)).get_run(run_id).info.experiment_id
-    address = f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
-    return f"cd {root} && mlflow ui      # then {address}"

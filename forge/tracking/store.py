@@ -5,6 +5,7 @@ Two processes that create one SQLite store at once destroy it, so opening happen
 
 import logging
 import os
+from pathlib import Path
 
 import mlflow
 from filelock import FileLock
@@ -40,6 +41,15 @@ def connect(configured: str | None) -> MlflowClient:
                 f"the tracking store {where} can't be opened ({str(error).splitlines()[0]}); check tracking.uri and MLFLOW_TRACKING_URI"
             ) from error
     return client
+
+
+def page(configured: str | None, run_id: str) -> tuple[Path | None, str]:
+    """Where to type `mlflow ui` (None: a server has its own), and the run's address in it, in the view for model training."""
+    where = uri(configured)
+    found = MlflowClient(where).get_run(run_id).info.experiment_id
+    server = where if where.startswith("http") else "http://127.0.0.1:5000"
+    folder = Path(where.removeprefix("sqlite:///")).parent if where.startswith("sqlite:") else None
+    return folder, f"{server}/#/experiments/{found}/runs/{run_id}?workflowType=machine_learning"
 
 
 def experiment(client: MlflowClient, name: str) -> str:
