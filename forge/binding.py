@@ -35,7 +35,7 @@ def spec(kind: type[T], node: Any, path: str, problems: Problems) -> T | None:
         return TypeAdapter(kind).validate_json(json.dumps(node), strict=True)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            _explain(detail, kind, path, problems)
+            _explain(detail, kind, node, path, problems)
         return None
 
 
@@ -54,7 +54,7 @@ def target(node: Any, path: str, problems: Problems, allowed: Iterable[str] = ()
         return None
     values = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
     model = create_model(
-        name.rpartition(".")[2], __config__=ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True), **_knobs(callee)
+        name.rpartition(".")[2], __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False), **_knobs(callee)
     )
     if spec(model, values, path, problems) is None:
         return None
@@ -77,7 +77,8 @@ def _locate(name: str, path: str, problems: Problems, allowed: tuple[str, ...]) 
         return None
     callee = getattr(module, attribute, None)
     if not callable(callee):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        here = [(key, value) for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        names = [key for key, value in here if getattr(value, "__module__", "").startswith(module_name)]  # not what it imports
         problems.add(path, f"{module_name} has no {attribute!r}{nearest(attribute, names)}")
         return None
     return callee
@@ -90,8 +91,8 @@ def _knobs(callee: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default) for p in named}
 
 
-def _explain(detail: ErrorDetails, kind: Any, path: str, problems: Problems) -> None:
-    *parents, last = (str(part) for part in detail["loc"]) if detail["loc"] else ("",)
+def _explain(detail: ErrorDetails, kind: Any, node: Any, path: str, problems: Problems) -> None:
+    *parents, last = _keys(detail["loc"], node) or ("",)
     where = ".".join([path, *parents, last] if last else [path])
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         names = _field_names(kind, parents)
@@ -101,8 +102,19 @@ def _explain(detail: ErrorDetails, kind: Any, path: str, problems: Problems) -> 
     elif detail["type"] == "value_error":
         problems.add(where, str(detail["ctx"]["error"]))
     else:
-        message = detail["msg"].removeprefix("Input ")
+        message = detail["msg"].removeprefix("Input ").removeprefix("String ")
         problems.add(where, f"{detail['input']!r} {message}")
+
+
+def _keys(location: tuple[int | str, ...], node: Any) -> list[str]:
+    """The part of a location that names keys of `node`; pydantic adds the branch of a union."""
+    keys = []
+    for part in location:
+        if not isinstance(node, Mapping | list):
+            break
+        keys.append(str(part))
+        node = node[int(part)] if isinstance(node, list) else node.get(part)
+    return keys
 
 
 def _field_names(kind: Any, parents: list[str]) -> list[str]:

@@ -68,10 +68,13 @@ def _keep_freed_memory() -> None:
 
 def _load_first() -> str | None:
     """The name of the first candidate that loads and has CBLAS under its plain names (numpy's own copy does not)."""
+    named = os.environ.get("FORGE_BLAS")
     for candidate in _candidates():
         try:
             library = ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
+        except OSError as error:
+            if candidate == named:
+                _warn(f"FORGE_BLAS={named} can't be loaded ({error}); looking for another")
             continue
         if hasattr(library, "cblas_sgemm"):
             return Path(candidate).name

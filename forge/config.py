@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from forge import binding, paths, spec
 from forge.errors import ConfigError, ForgeError
 
 # What decides where results go, and not which results they are.
-_NOT_IDENTITY = ("resume", "tracking", "release", "sweep", "allowed_targets")
+_NOT_IDENTITY = ("name", "resume", "tracking", "release", "sweep", "allowed_targets")
 
 _SPECS: dict[str, type] = {
     "data": spec.DataSpec,
@@ -56,7 +56,7 @@ class _Top(BaseModel):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     resume: str | None
-    allowed_targets: list[str]
+    allowed_targets: list[Annotated[str, Field(pattern=r"^\w[\w.]*\.$")]]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _check(config: DictConfig, problems: binding.Problems) -> Config | None:
     except OmegaConfBaseException as error:
         problems.add(error.full_key or "config", str(error).splitlines()[0])
         return None
-    if problems or binding.spec(_Top, tree, "", problems) is None:
+    if binding.spec(_Top, tree, "", problems) is None:
         problems[:] = [line.removeprefix(".") for line in problems]
 
     found: dict[str, Any] = {}
@@ -159,6 +159,8 @@ class Jobs:
     configs: tuple[Config, ...]
     swept: tuple[str, ...]
     multirun: bool
+    show: bool  # --cfg: print, run nothing
+    argv: tuple[str, ...]  # for Hydra: as typed, but any key is accepted, since all were checked
 
 
 def preflight(argv: list[str]) -> Jobs | None:
@@ -171,6 +173,10 @@ def preflight(argv: list[str]) -> Jobs | None:
     args = get_args_parser().parse_args(argv)
     if args.help or args.hydra_help or args.info or args.shell_completion:
         return None
+    if args.config_path:
+        raise ConfigError("--config-path would hide forge's own configuration: put your folder beside it with --config-dir")
+    if args.cfg and args.multirun:
+        raise ConfigError("--cfg prints the configuration of one job: leave out -m")
     folders = [paths.conf(), *([Path(args.config_dir)] if args.config_dir else [])]
     for folder in folders:
         if not folder.is_dir():
@@ -178,16 +184,22 @@ def preflight(argv: list[str]) -> Jobs | None:
     problems = binding.Problems()
     try:
         overrides, swept = _expand(args.overrides, folders, args.multirun, args.config_name)
-        configs = [_check(_compose(job, folders, args.config_name), problems) for job in overrides]
+        configs = []
+        for job in overrides:
+            own = binding.Problems()
+            configs.append(_check(_compose(job, folders, args.config_name), own))
+            problems.extend(line for line in own if line not in problems)
     except _hydra_errors() as error:
         raise ConfigError(_in_our_words(error)) from error
     if problems:
         raise ConfigError("\n".join(problems))
     _refuse_duplicates(configs, overrides)
-    return Jobs(tuple(c for c in configs if c is not None), swept, args.multirun)
+    checked = tuple(c for c in configs if c is not None)
+    words = tuple(_accept_any_key(word, folders) if word in args.overrides else word for word in argv)
+    return Jobs(checked, swept, args.multirun, bool(args.cfg), words)
 
 
-def launch(task: Callable[[DictConfig], Any], argv: list[str]) -> None:
+def launch(task: Callable[[DictConfig], Any], argv: Sequence[str]) -> None:
     """Hand over to Hydra, which calls `task` with each job's configuration. Raises the ForgeError that a job raised."""
     import hydra
 
@@ -210,7 +222,7 @@ def task_overrides() -> list[str]:
     """The overrides of the job that is running."""
     from hydra.core.hydra_config import HydraConfig
 
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return [o.removeprefix("++") for o in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
 
 
 def _register() -> None:
@@ -232,8 +244,11 @@ def _compose(overrides: list[str], folders: list[Path], config_name: str | None,
 
 def _accept_any_key(override: str, folders: list[Path]) -> str:
     """`key=value` -> `++key=value` unless key chooses a group, so that unknown keys reach check(), which names the nearest."""
-    key = override.split("=", 1)[0]
+    key, _, value = override.partition("=")
     is_group = "/" in key or "@" in key or any((folder / key).is_dir() for folder in folders)
+    if is_group and value == "null":
+        options = (path.stem for folder in folders for path in (folder / key).glob("*.yaml"))
+        raise ConfigError(f"{override}: a group needs one of its options{binding.nearest('', options)}")
     return override if is_group or key[:1] in "+~" or key.startswith("hydra.") else f"++{override}"
 
 
@@ -256,7 +271,7 @@ def _refuse_duplicates(configs: list[Config | None], overrides: list[list[str]])
     seen: dict[str, list[str]] = {}
     for config, job in zip(configs, overrides, strict=True):
         if config is not None and seen.setdefault(config.identity, job) is not job:
-            raise ConfigError(f"two jobs of the sweep are the same experiment: {' '.join(job)}; drop the repeated value")
+            raise ConfigError(f"two jobs of the sweep are the same experiment: {' '.join(job)}; sweep over what changes a result")
 
 
 def _hydra_errors() -> tuple[type[Exception], ...]:
@@ -276,4 +291,6 @@ def _in_our_words(error: Exception) -> str:
     override = getattr(error, "override", None)
     if override:
         return f"{override.removeprefix('++')}: not an override; write key=value, and quote what holds spaces or brackets"
-    return "; ".join(lines)
+    if lines[0].startswith("Could not override 'experiment'"):
+        return "experiment=…: write +experiment=…, with a plus: the defaults hold none"
+    return "; ".join(lines).replace("'++", "'")

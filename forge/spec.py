@@ -37,7 +37,7 @@ def _length(value: Any) -> Any:
 Duration = Annotated[str, BeforeValidator(_duration)]
 Length = Annotated[Duration, AfterValidator(_length)]
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Metrics = Mapping[str, float]
 History = Sequence[tuple[int, Metrics]]  # (step, what was emitted at it), in order; a step may stand more than once

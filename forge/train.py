@@ -15,14 +15,14 @@ def main(argv: list[str]) -> int:
     """The exit code: 0, the error's own, or 128 + the signal's number."""
     try:
         jobs = configuration.preflight(argv)
-        if jobs is None or "--cfg" in argv or "-c" in argv:
-            configuration.launch(lambda _: None, argv)
+        if jobs is None or jobs.show:
+            configuration.launch(lambda _: None, jobs.argv if jobs else argv)
             return 0
         if jobs.multirun:
             from forge.sweep.parent import sweep
 
-            return sweep(jobs, argv)
-        configuration.launch(_single, argv)
+            return sweep(jobs)
+        configuration.launch(_single, jobs.argv)
         return 0
     except ForgeError as error:
         for line in str(error).splitlines():
@@ -31,6 +31,9 @@ def main(argv: list[str]) -> int:
     except Stopped as stop:
         print(f"forge: {stop}; the run is KILLED and its last checkpoint kept; go on with resume=auto", file=sys.stderr)
         return stop.exit_code
+    except KeyboardInterrupt:
+        print("forge: interrupted before a run was opened", file=sys.stderr)
+        return 130
 
 
 def _single(composed: DictConfig) -> None:

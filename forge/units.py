@@ -40,4 +40,4 @@ def to_steps(text: str, clock: Clock) -> int:
             raise ConfigError(f"{text!r}: a share of the run can't define the run's own length; use steps, tokens or epochs")
         return round(value / 100 * clock.total_steps)
     tokens = value * (clock.tokens_per_epoch if unit == "epochs" else 1)
-    return math.ceil(tokens / clock.tokens_per_step)
+    return math.ceil(round(tokens / clock.tokens_per_step, 9))  # 0.07 * 10_000 is a little over 700

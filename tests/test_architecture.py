@@ -13,15 +13,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("forge/**/*.py"))
 
-ENTRIES = ("train", "evaluate", "release", "serve", "chat", "watch", "compare", "plan", "data_report", "reproduce", "doctor")
+ENTRIES = ("train", "evaluate", "serve", "chat", "watch", "compare", "plan", "data_report", "reproduce", "doctor")
 LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer and from those before it
     ("__init__", "spec", "units", "errors", "paths", "blas", "signals", "progress"),
-    ("training.schedules", "training.objectives", "training.isolation", "reports"),
+    ("arrays", "training.schedules", "training.objectives", "training.isolation", "reports"),
     ("data", "models", "training.checkpoint", "training.optim"),
     ("training", "training.engine", "training.callbacks"),
     ("config", "binding", "tracking", "serving"),
     ("assemble",),
-    ("sweep", *ENTRIES),
+    ("release",),
+    ("runner",),
+    ("sweep",),
+    ENTRIES,
 )
 LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 

@@ -28,7 +28,7 @@ class Child:
     error: str | None
 
 
-def sweep(jobs: Jobs, argv: list[str]) -> int:
+def sweep(jobs: Jobs) -> int:
     """Run every job as a child of one run. A job that fails is one failed child. Returns the exit code: 0, or 1 when one failed."""
     first = jobs.configs[0]
     identity = sha256(" ".join(sorted(config.identity for config in jobs.configs)).encode()).hexdigest()[:16]
@@ -43,7 +43,7 @@ def sweep(jobs: Jobs, argv: list[str]) -> int:
             children.append(_run_child(composed, jobs.swept, parent, len(children) + 1))
 
         try:
-            configuration.launch(job, [*argv, f"tracking.parent_run={parent.id}"])
+            configuration.launch(job, [*jobs.argv, f"tracking.parent_run={parent.id}"])
         finally:
             ranked = _ranked(children)
             _record(parent, ranked, [c for c in children if c.error])

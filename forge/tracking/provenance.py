@@ -18,7 +18,7 @@ def tags() -> dict[str, str]:
     """Machine, versions and git state, as run tags."""
     commit = _git("rev-parse", "HEAD")
     found = {
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": shlex.join(["python", "-m", "forge.train", *sys.argv[1:]]),
         "forge.blas": blas.describe(),
@@ -52,6 +52,13 @@ def redact(text: str) -> str:
     for value, name in sorted(secrets, key=lambda secret: -len(secret[0])):  # one may begin with another
         text = text.replace(value, f"<{name}>")
     return text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"  # a container's number without a name
 
 
 def _git(*arguments: str) -> str | None:
