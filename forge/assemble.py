@@ -24,7 +24,7 @@ def assemble(config: Config, fetch: Fetch) -> Parts:
     """Read the documents, load the model, build the batches. Raises DataError and ModelError."""
     corpus = data.read(config.data, config.sources)
     loaded = models.load(config.model, config.adapter, corpus.training_texts, config.seed, fetch)
-    isolated = keeps_apart(loaded.model, loaded.config["vocab_size"])
+    isolated = keeps_apart(loaded.model)
     if not isolated:
         print(
             f"forge: {loaded.config['model_type']} can't keep packed documents apart, so each has a row to itself: more padding, same loss"

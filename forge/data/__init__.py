@@ -66,13 +66,14 @@ def build(
             token_counts = unigram.add(token_counts, documents)
         if not len(train[name]):
             raise DataError(f"source {name!r}: no training document has two tokens")
-        held_out, valid_bytes[name] = _fixed_validation(side.valid, tokenizer, evaluation.max_tokens)
+        held_out = _fixed_validation(side.valid, tokenizer, evaluation.max_tokens)
         if not held_out:
             raise DataError(f"source {name!r}: no validation document has two tokens")
-        validation[name] = held_out
-        rows = PackedRows(held_out, [d.id for d in side.valid], row, isolated)
+        validation[name] = [tokens for _, tokens in held_out]
+        valid_bytes[name] = sum(len(d.text.encode("utf-8", "surrogatepass")) for d, _ in held_out)
+        rows = PackedRows(validation[name], [d.id for d, _ in held_out], row, isolated)
         valid[name] = tuple(rows.batch(chunk) for chunk in batches_of(range(len(rows)), batch_rows))
-        counts |= _count(name, side, documents, train[name], sum(b.targets for b in valid[name]))
+        counts |= _count(name, side, documents, train[name], validation[name])
 
     for name, documents in validation.items():
         unigrams[name] = unigram.loss(token_counts, documents)
@@ -96,24 +97,24 @@ def _tokenise(documents: Iterable[Document], tokenizer: Tokenizer) -> list[np.nd
     return [np.array([*tokenizer.encode(d.text), tokenizer.eos_token_id], dtype=np.int32) for d in documents]
 
 
-def _fixed_validation(documents: Iterable[Document], tokenizer: Tokenizer, max_tokens: int) -> tuple[list[np.ndarray], int]:
-    """Whole documents, in the order of the hash of their key, until `max_tokens` targets; and their size in bytes (UTF-8).
+def _fixed_validation(documents: Iterable[Document], tokenizer: Tokenizer, max_tokens: int) -> list[tuple[Document, np.ndarray]]:
+    """Whole documents and their ids, in the order of the hash of their key, up to the one that would pass `max_tokens` targets.
 
-    At least one document. The order is arbitrary but fixed: it favours no folder and no alphabet.
+    At least one. The order is arbitrary but fixed: it favours no folder, no alphabet and no length.
     """
-    kept: list[np.ndarray] = []
-    size = targets = 0
+    kept: list[tuple[Document, np.ndarray]] = []
+    targets = 0
     for document in sorted(documents, key=lambda d: hashlib.sha256(d.key.encode("utf-8", "surrogatepass")).digest()):
         (tokens,) = _tokenise([document], tokenizer)
-        if len(tokens) < 2 or (kept and targets + len(tokens) - 1 > max_tokens):
-            continue
-        kept.append(tokens)
         targets += len(tokens) - 1
-        size += len(document.text.encode("utf-8", "surrogatepass"))
-    return kept, size
+        if kept and targets > max_tokens:
+            break
+        if len(tokens) > 1:
+            kept.append((document, tokens))
+    return kept
 
 
-def _count(name: str, side: Split, documents: list[np.ndarray], rows: PackedRows, valid_targets: int) -> dict[str, float]:
+def _count(name: str, side: Split, documents: list[np.ndarray], rows: PackedRows, evaluated: list[np.ndarray]) -> dict[str, float]:
     prefix = f"data/{name}"
     return {
         f"{prefix}/rows_in": side.rows_in,
@@ -123,7 +124,8 @@ def _count(name: str, side: Split, documents: list[np.ndarray], rows: PackedRows
         f"{prefix}/rows_valid": len(side.valid),
         f"{prefix}/tokens_train": sum(len(d) for d in documents),
         f"{prefix}/targets_train": int(rows.targets.sum()),
-        f"{prefix}/targets_valid": valid_targets,
+        f"{prefix}/rows_evaluated": len(evaluated),
+        f"{prefix}/targets_evaluated": sum(len(d) - 1 for d in evaluated),
         f"{prefix}/rows_packed": len(rows),
         f"{prefix}/padding_share": rows.padding_share,
     }

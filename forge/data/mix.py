@@ -1,8 +1,9 @@
 """Mixes sources by shares of tokens. A batch is a function of (seed, cursor): resuming is a seek.
 
-Row shares follow from token shares and each source's mean targets a row. The rows are dealt in blocks: block b of K rows
-holds round((b+1)·K·P_i) - round(b·K·P_i) rows of the first i sources (P_i the cumulative row share), which is exact in the
-long run for any weights, and shuffled by (seed, b). A source's rows come in a new order in each of its epochs.
+Row shares follow from token shares and each source's mean targets a row. The rows are dealt in blocks of K, shuffled by
+(seed, block). Of the n rows in the blocks before one, the first i sources hold round(n_{i+1} · P_i / P_{i+1}), where n_{i+1} is what
+the first i+1 hold and P the cumulative row shares: never fewer than a block before, and off by a few rows at most for any
+weights, however long the run. A source's rows come in a new order in each of its epochs.
 """
 
 from collections.abc import Mapping
@@ -22,10 +23,10 @@ class Mixture(Batches):
         self._rows = [sources[name] for name in self._names]
         means = np.array([rows.targets.mean() for rows in self._rows])
         shares = np.array([weights[name] for name in self._names]) / means
-        self._cumulative = np.concatenate([[0.0], np.cumsum(shares / shares.sum())])
-        self._cumulative[-1] = 1.0
+        cumulative = np.concatenate([[0.0], np.cumsum(shares / shares.sum())])
+        self._ratios = cumulative[:-1] / cumulative[1:]
         self._batch_rows, self._seed = batch_rows, seed
-        self.tokens_per_row = float((np.diff(self._cumulative) * means).sum())
+        self.tokens_per_row = float((np.diff(cumulative) * means).sum())
         self.cursor = 0
         # Caches; a batch stays a function of (seed, cursor).
         self._block = lru_cache(maxsize=2)(self._deal)
@@ -55,7 +56,10 @@ class Mixture(Batches):
 
     def _before(self, block: int) -> np.ndarray:
         """How many rows of each source the blocks before this one hold."""
-        return np.diff(np.round(block * _BLOCK * self._cumulative).astype(np.int64))
+        ends = [block * _BLOCK]
+        for ratio in self._ratios[::-1]:
+            ends.append(int(ends[-1] * ratio + 0.5))
+        return np.diff(ends[::-1])
 
     def _deal(self, block: int) -> np.ndarray:
         """The source of each row of a block."""

@@ -44,7 +44,10 @@ def _adapt(model: nn.Module, rank: int, alpha: float, dropout: float, targets: T
         raise ModelError(f"adapter.targets={targets}: the model has no such linear layer; use targets=linear or adapter=full")
     model.freeze()
     knobs = {"rank": rank, "scale": alpha / rank, "dropout": dropout, "keys": keys}  # mlx-lm's scale is alpha / rank
-    linear_to_lora_layers(model, layers or len(blocks), knobs, use_dora=use_dora)
+    try:
+        linear_to_lora_layers(model, layers or len(blocks), knobs, use_dora=use_dora)
+    except ValueError as error:  # DoRA of a mixture of experts
+        raise ModelError(f"adapter=dora: {error}; use adapter=lora, or targets=attention") from error
 
 
 def linear_names(block: nn.Module, targets: Targets) -> set[str]:

@@ -50,8 +50,10 @@ def _open(folder: Path, lineage: Lineage) -> Loaded:
 
     try:
         model, tokenizer, config = load(str(folder), return_config=True)  # type: ignore[misc]
-    except (ValueError, FileNotFoundError) as error:
-        raise ModelError(f"{folder}: mlx-lm can't load it ({_first_line(error)})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:  # whatever a broken folder leads to
+        raise ModelError(f"{folder}: mlx-lm can't load it ({type(error).__name__}: {_first_line(error)})") from error
+    if not tokenizer.encode("a"):
+        raise ModelError(f"{folder}: no tokenizer lies there; it needs tokenizer.json or tokenizer.model")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no end-of-text token; set eos_token in tokenizer_config.json")
     return Loaded(model, tokenizer, config, lineage)

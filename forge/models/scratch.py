@@ -76,6 +76,6 @@ def _tokenizer(texts: Iterator[str], vocab_size: int) -> Any:
     start = bpe.token_to_id(END_OF_TEXT)
     bpe.post_processor = processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, start)])
     with tempfile.TemporaryDirectory() as folder:
-        wrapped = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, split_special_tokens=True)
         wrapped.save_pretrained(folder)
         return load(Path(folder), eos_token_ids=start)

@@ -6,8 +6,6 @@ Rotary positions are relative, so a document reads the same wherever it starts i
 hold (learned positions, state-space layers) are found out by keeps_apart().
 """
 
-from typing import Any
-
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -37,16 +35,22 @@ def forward(model: nn.Module, tokens_BT: mx.array, segments_BT: mx.array | None)
     return model(tokens_BT, cache=[_Segments(segments_BT)] * len(model.layers))
 
 
-def keeps_apart(model: nn.Module, vocabulary: int) -> bool:
-    """Whether a document's logits are the same packed behind another one as alone. One forward pass over 16 tokens, twice."""
-    first, second = mx.arange(1, 8) % vocabulary, mx.arange(3, 12) % vocabulary
+def keeps_apart(model: nn.Module) -> bool:
+    """Whether a document's logits are the same packed behind another one as alone, against what they are when it sees that one.
+
+    Comparing with a real leak leaves room for the rounding of bf16, which is some 2 % of it; learned positions make 90 %.
+    Three forward passes over at most 16 tokens.
+    """
+    first, second = mx.arange(1, 8), mx.arange(3, 12)
+    both = mx.concatenate([first, second])[None]
+    segments = mx.array([[1] * first.size + [2] * second.size])
     was_training = model.training
     model.eval()
     try:
-        alone: Any = forward(model, second[None], None)[0]
-        segments = mx.array([[1] * first.size + [2] * second.size])
-        packed = forward(model, mx.concatenate([first, second])[None], segments)[0, first.size :]
-        return bool(mx.allclose(alone.astype(mx.float32), packed.astype(mx.float32), rtol=1e-2, atol=1e-3).item())
+        alone = forward(model, second[None], None)[0].astype(mx.float32)
+        apart = forward(model, both, segments)[0, first.size :].astype(mx.float32)
+        leaking = forward(model, both, None)[0, first.size :].astype(mx.float32)
+        return bool((mx.linalg.norm(apart - alone) < 0.1 * mx.linalg.norm(leaking - alone)).item())
     except (AttributeError, TypeError, ValueError):  # the model asks its cache for something else
         return False
     finally:

@@ -18,6 +18,9 @@ from forge.spec import Document
 # Tests of the library and vendored installers are not its documentation.
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "ensurepip", "lib2to3", "idlelib", "turtledemo", "__pycache__"}
 
+_Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_Documented = ast.Module | _Definition
+
 
 def stdlib() -> Iterable[Document]:
     """Every public docstring of the standard library: a line `module.name(signature)`, an empty line, the text.
@@ -52,17 +55,26 @@ def _parsed(folder: Path) -> Iterator[Document]:
         except (SyntaxError, UnicodeDecodeError):
             continue  # lib2to3-like fixtures: not Python of this version
         if module and _public(module):
-            yield from _walk(tree, module, "/".join(parts) + ".py")
+            documents = {d.id: d for d in reversed([*_walk(tree, module, "/".join(parts) + ".py")])}  # the first of one name stays
+            yield from reversed(documents.values())
 
 
-def _walk(node: ast.AST, name: str, origin: str) -> Iterator[Document]:
-    text = ast.get_docstring(node) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else None
-    if text:
+def _walk(node: _Documented, name: str, origin: str) -> Iterator[Document]:
+    if text := ast.get_docstring(node):
         signature = f"({ast.unparse(node.args)})" if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else ""
         yield _document(name, signature, text, origin)
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
+    for child in _definitions(node):
+        if not child.name.startswith("_"):
             yield from _walk(child, f"{name}.{child.name}", origin)
+
+
+def _definitions(node: ast.AST) -> Iterator[_Definition]:
+    """Those of a body, also where they stand in an if or a try."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _Definition):
+            yield child
+        elif isinstance(child, ast.If | ast.Try | ast.ExceptHandler | ast.With):
+            yield from _definitions(child)
 
 
 def _inspected(module: ModuleType) -> Iterator[Document]:

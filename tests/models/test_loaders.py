@@ -1,0 +1,155 @@
+"""Models from a folder, the hub and the registry; every user's mistake is one sentence."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from forge.arrays import flat
+from forge.errors import ModelError
+from forge.models import Loaded, fuse, loaders
+
+TOKENS = mx.array([[1, 5, 3, 8, 2, 9]])
+
+
+def no_texts() -> Iterator[str]:
+    raise AssertionError("only a model from scratch reads the training text")
+
+
+def no_fetch(uri: str) -> tuple[Path, str]:
+    raise AssertionError("only a registered model is fetched")
+
+
+def local(path: Path) -> Loaded:
+    return loaders.local(no_texts, 0, no_fetch, path=str(path))
+
+
+@pytest.fixture
+def folder(make_tiny_model: Callable[..., Loaded], tmp_path: Path) -> Path:
+    fuse.save(make_tiny_model(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(file: Path, **values: Any) -> None:
+    """Set keys of a JSON file; None takes a key out."""
+    content = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_a_saved_model_comes_back_the_same(make_tiny_model: Callable[..., Loaded], folder: Path) -> None:
+    saved, loaded = make_tiny_model(), local(folder)
+    weights, found = flat(saved.model.parameters()), flat(loaded.model.parameters())
+    assert set(found) == set(weights)
+    assert all(np.array_equal(np.array(found[name]), np.array(weights[name])) for name in weights)
+    assert np.array_equal(np.array(loaded.model(TOKENS)), np.array(saved.model(TOKENS)))
+    text = "def add(a, b):\n    return 🙂"
+    assert loaded.tokenizer.encode(text) == saved.tokenizer.encode(text)
+    assert loaded.tokenizer.eos_token_id == saved.tokenizer.eos_token_id
+    assert loaded.config["model_type"] == "qwen3"
+    assert (loaded.lineage.kind, loaded.lineage.uri) == ("local", str(folder.resolve()))
+
+
+def test_the_revision_is_of_the_content_not_of_the_path(folder: Path) -> None:
+    before = local(folder).lineage.revision
+    moved = folder.rename(folder.parent / "moved")
+    assert local(moved).lineage.revision == before
+    edit(moved / "config.json", rope_theta=5000.0)
+    assert local(moved).lineage.revision != before
+
+
+def test_a_path_may_start_with_a_tilde(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert local(Path("~/model")).lineage == local(folder).lineage
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^model\.path=.*nowhere: there is no such folder; give a model's folder, or model=hub"):
+        local(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_folder_without_a_model(folder: Path, missing: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(ModelError, match=r"no model lies there; it needs config\.json and model\*\.safetensors"):
+        local(folder)
+
+
+BROKEN: dict[str, Callable[[Path], Any]] = {
+    "unknown architecture": lambda folder: edit(folder / "config.json", model_type="martian"),
+    "no architecture": lambda folder: edit(folder / "config.json", model_type=None),
+    "a size is missing": lambda folder: edit(folder / "config.json", hidden_size=None),
+    "sizes of another model": lambda folder: edit(folder / "config.json", hidden_size=32),
+    "configuration is no JSON": lambda folder: (folder / "config.json").write_text("{"),
+    "half a download": lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:2000]),
+    "a git-lfs pointer": lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 1\n"),
+    "no tokenizer": lambda folder: [file.unlink() for file in folder.glob("tokenizer*")],
+    "tokenizer of another program": lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    "no end-of-text token": lambda folder: edit(folder / "tokenizer_config.json", eos_token=None),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_folder_is_one_sentence_that_names_it(folder: Path, fault: str) -> None:
+    BROKEN[fault](folder)
+    with pytest.raises(ModelError) as caught:
+        local(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def hub(**knobs: Any) -> Loaded:
+    return loaders.hub(no_texts, 0, no_fetch, **knobs)
+
+
+def test_the_hub_gives_a_folder_named_by_its_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def toy(id: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((id, revision))
+        return str(folder.rename(folder.parent / "0123abc"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", toy)
+    loaded = hub(id="owner/name", revision="main")
+    assert asked == [("owner/name", "main")]
+    assert (loaded.lineage.kind, loaded.lineage.uri, loaded.lineage.revision) == ("hub", "owner/name", "0123abc")
+
+
+def test_offline_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"^model\.id=owner/name: the hub can't be reached and the model is not in the local cache"):
+        hub(id="owner/name")
+
+
+def test_something_that_is_no_hub_id() -> None:
+    with pytest.raises(ModelError, match=r"^model\.id=a/b/c: not a hub id; write OWNER/NAME"):
+        hub(id="a/b/c")
+
+
+def test_a_refusal_by_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def refuse(*_: Any, **__: Any) -> str:
+        response = SimpleNamespace(headers={}, request=None)
+        raise RepositoryNotFoundError("401 Client Error.\nRequest ID: 1\nInvalid username", response=response)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ModelError, match=r"the hub says no \(401 Client Error\.[^\n]*\); check the id, and HF_TOKEN") as caught:
+        hub(id="owner/name")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_registered_model_is_fetched_once_by_its_uri(folder: Path) -> None:
+    asked: list[str] = []
+
+    def fetch(uri: str) -> tuple[Path, str]:
+        asked.append(uri)
+        return folder, "3"
+
+    loaded = loaders.registry(no_texts, 0, fetch, uri="models:/toy@champion")
+    assert asked == ["models:/toy@champion"]
+    assert (loaded.lineage.kind, loaded.lineage.uri, loaded.lineage.revision) == ("registry", "models:/toy@champion", "3")
