@@ -16,7 +16,7 @@ from forge.progress import Display
 from forge.release import Released, release
 from forge.reports.dashboard import draw
 from forge.signals import Interrupts
-from forge.spec import Data, History, Plan, Result, RunFacts, Snapshot, series
+from forge.spec import History, Plan, Result, RunFacts, Snapshot, series
 from forge.tracking import provenance, registry, resume, store
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
@@ -27,9 +27,10 @@ from forge.training.evaluate import baseline
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run that came to its end."""
+    """A run that came to its end. Losses of outcomes with one `valid_digest` were measured on the same tokens."""
 
     run_id: str
+    valid_digest: str
     result: Result
     released: Released | None
 
@@ -48,7 +49,7 @@ def train(config: Config, overrides: list[str]) -> Outcome:
         with interrupts.patient(), Display(steps.total_steps, checkpoints.last_step()) as display:
 
             def picture(history: History, status: str) -> Figure:
-                return draw(history, _facts(config, run, steps, parts.data, history, status))
+                return draw(history, _facts(config, run, steps, parts, history, status))
 
             def emit(metrics: Mapping[str, float], step: int) -> None:
                 run.log(metrics, step)
@@ -82,7 +83,7 @@ def train(config: Config, overrides: list[str]) -> Outcome:
             run.summary({"release/max_logit_difference": released.max_logit_difference}, result.best_step)
             print(released.sentence(config.release.alias))
         run.describe(_summary(config, parts, result, released))
-    return Outcome(run.id, result, released)
+    return Outcome(run.id, parts.data.ledger.valid_digest, result, released)
 
 
 def next_steps(config: Config, run_id: str, released: Released | None) -> str:
@@ -163,11 +164,13 @@ def _curated(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not key.endswith("_partial_")}
 
 
-def _shown(config: Config) -> dict[str, str]:
+def _shown(config: Config, parts: Parts) -> dict[str, str]:
     """The settings on the dashboard, functions by their bare names."""
     tree = config.resolved
     return {
-        **{group: tree[group]["_target_"].rpartition(".")[2] for group in ("model", "adapter", "optimizer")},
+        "base": f"{parts.loaded.config['model_type']} ({parts.loaded.lineage.kind})",
+        "trained": f"{trainable_parameters(parts.loaded.model) / 1e6:.3g} M parameters",
+        **{group: tree[group]["_target_"].rpartition(".")[2] for group in ("adapter", "optimizer")},
         "peak lr": f"{tree['optimizer'].get('lr', tree['optimizer'].get('learning_rate'))}",
         "schedule": tree["schedule"]["shape"]["_target_"].rpartition(".")[2],
         "rows a step": f"{config.trainer.micro_batch} × {config.trainer.accumulate}",
@@ -176,14 +179,14 @@ def _shown(config: Config) -> dict[str, str]:
     }
 
 
-def _facts(config: Config, run: Run, steps: Plan, data: Data, history: History, status: str) -> RunFacts:
+def _facts(config: Config, run: Run, steps: Plan, parts: Parts, history: History, status: str) -> RunFacts:
     evaluated, losses = series(history, "val/loss")
     return RunFacts(
         title=f"{config.name} / {run.name}",
         status=status,
         total_steps=steps.total_steps,
-        config=_shown(config),
+        config=_shown(config, parts),
         planned_lr=[steps.lr(step) for step in range(1, steps.total_steps + 1)],
         best_step=min(zip(losses, evaluated, strict=True))[1] if losses else None,
-        unigram_loss=baseline(data)["val/unigram_loss"],
+        unigram_loss=baseline(parts.data)["val/unigram_loss"],
     )

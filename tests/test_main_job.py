@@ -205,6 +205,20 @@ def test_a_sweep_is_one_parent_with_children_and_one_version(place: Place) -> No
     assert [row[1] for row in table["data"]] == ["lr=0.01", "lr=0.0001"]
 
 
+def test_children_measured_on_other_tokens_are_not_compared(place: Place) -> None:
+    arguments = ("-m", "+experiment=tiny", "tracking.experiment=apart", "release.name=forge-apart", "data.split_seed=1,2")
+    code, output = place.train(*arguments)
+    assert code == 0 and "measured on different validation tokens" in output, output
+    assert place.client.search_model_versions("name='forge-apart'") == []
+
+
+def test_a_signal_ends_a_sweep_and_is_told(place: Place) -> None:
+    arguments = ("-m", "+experiment=tiny", "tracking.experiment=stopped", "seed=1,2")
+    code, output = place.train(*arguments, FORGE_TEST_STEP="7", FORGE_TEST_SIGNAL=str(int(signal.SIGTERM)))
+    assert code == 128 + signal.SIGTERM and "Traceback" not in output, output
+    assert [run.info.status for run in place.runs("stopped")] == ["KILLED", "KILLED"]  # the parent and the first child
+
+
 def test_one_failed_child_leaves_the_others(place: Place) -> None:
     arguments = (
         "-m",

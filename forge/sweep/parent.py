@@ -1,5 +1,6 @@
 """A sweep's parent run: opens it, lets Hydra run the jobs, ranks the children, releases the winner."""
 
+import traceback
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -13,6 +14,7 @@ from forge.config import Config, Jobs
 from forge.errors import ForgeError
 from forge.release import Released, release
 from forge.runner import Outcome, next_steps, train
+from forge.signals import Interrupts
 from forge.tracking import registry
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
@@ -29,18 +31,21 @@ class Child:
 
 
 def sweep(jobs: Jobs) -> int:
-    """Run every job as a child of one run. A job that fails is one failed child. Returns the exit code: 0, or 1 when one failed."""
+    """Run every job as a child of one run. A job that fails is one failed child. Returns the exit code: 0, or 1 when one failed.
+
+    Raises ForgeError when every job failed, and Stopped on a signal.
+    """
     first = jobs.configs[0]
     identity = sha256(" ".join(sorted(config.identity for config in jobs.configs)).encode()).hexdigest()[:16]
     children: list[Child] = []
-    named = replace(first.tracking, run_name=first.tracking.run_name or f"sweep {' × '.join(jobs.swept)}")
-    with open_run(named, identity, tags={"forge.sweep": " ".join(jobs.swept)}) as parent:
-        print(f"sweep of {len(jobs.configs)} runs over {', '.join(jobs.swept)}", flush=True)
+    named = replace(first.tracking, run_name=first.tracking.run_name or f"sweep {' × '.join(jobs.swept)}".strip())
+    with Interrupts(), open_run(named, identity, tags={"forge.sweep": " ".join(jobs.swept)}) as parent:
+        print(f"sweep of {len(jobs.configs)} runs over {', '.join(jobs.swept) or 'nothing'}", flush=True)
         parent.text(first.yaml(), "config/first_child.yaml")
         parent.params({"sweep.jobs": len(jobs.configs), "sweep.keys": ", ".join(jobs.swept)})
 
         def job(composed: DictConfig) -> None:
-            children.append(_run_child(composed, jobs.swept, parent, len(children) + 1))
+            children.append(_run_child(composed, jobs.swept, len(children) + 1))
 
         try:
             configuration.launch(job, [*jobs.argv, f"tracking.parent_run={parent.id}"])
@@ -49,7 +54,7 @@ def sweep(jobs: Jobs) -> int:
             _record(parent, ranked, [c for c in children if c.error])
         if not ranked:
             raise ForgeError("every run of the sweep failed: " + "; ".join(f"{c.name}: {c.error}" for c in children))
-        released = _release(ranked[0], parent) if first.release.enabled and first.sweep.release_winner else None
+        released = _release(ranked, parent) if first.release.enabled and first.sweep.release_winner else None
     print("\n" + next_steps(first, parent.id, released))
     return 0 if len(ranked) == len(jobs.configs) else 1
 
@@ -60,7 +65,7 @@ def _ranked(children: list[Child]) -> list[Child]:
     return [children[number] for _, number in sorted(finished)]
 
 
-def _run_child(composed: DictConfig, swept: tuple[str, ...], parent: Run, number: int) -> Child:
+def _run_child(composed: DictConfig, swept: tuple[str, ...], number: int) -> Child:
     config = configuration.check(composed)
     overrides = configuration.task_overrides()
     chosen = [o.lstrip("+~") for o in overrides if o.lstrip("+~").split("=")[0] in swept]
@@ -69,9 +74,12 @@ def _run_child(composed: DictConfig, swept: tuple[str, ...], parent: Run, number
     print(f"\n[{number}] {name}", flush=True)
     try:
         return Child(name, config, train(config, overrides), None)
-    except Exception as error:  # whatever it is, it is this child's: the others go on
+    except ForgeError as error:
         print(f"error: {name}: {error}", flush=True)
-        return Child(name, config, None, str(error) if isinstance(error, ForgeError) else f"{type(error).__name__}: {error}")
+        return Child(name, config, None, str(error))
+    except Exception as error:  # a bug, but this child's: the others go on
+        traceback.print_exc()
+        return Child(name, config, None, f"{type(error).__name__}: {error}")
 
 
 def _record(parent: Run, ranked: list[Child], failed: list[Child]) -> None:
@@ -86,10 +94,16 @@ def _record(parent: Run, ranked: list[Child], failed: list[Child]) -> None:
         _append(table, None, child.name, None, None, None, child.error)
         print(f"   –  {child.name:30}  failed: {child.error}")
     parent.table(table, "sweep/children.json")
+    parent.describe(_markdown(table))
     parent.summary({"sweep/finished": len(ranked), "sweep/failed": len(failed)}, 0)
     if ranked:
         parent.summary({"best/val_loss": table["best_val_loss"][0]}, 0)
         parent.tags({"best/child": ranked[0].name, "best/run_id": table["run_id"][0]})
+
+
+def _markdown(table: dict[str, list[Any]]) -> str:
+    rows = [list(table), ["---"] * len(table), *zip(*table.values(), strict=True)]
+    return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in rows)
 
 
 def _append(table: dict[str, list[Any]], *row: Any) -> None:
@@ -97,12 +111,17 @@ def _append(table: dict[str, list[Any]], *row: Any) -> None:
         column.append(value)
 
 
-def _release(winner: Child, parent: Run) -> Released:
-    """Build the winner again from its configuration, and release its best checkpoint."""
-    assert winner.outcome is not None
-    run_id = winner.outcome.run_id
+def _release(ranked: list[Child], parent: Run) -> Released | None:
+    """Build the winner again from its configuration, and release its best checkpoint; None where the children can't be compared."""
+    outcomes = [child.outcome for child in ranked if child.outcome]
+    if len({outcome.valid_digest for outcome in outcomes}) > 1:
+        reason = "the children were measured on different validation tokens, so none is the best and none is released"
+        print(reason + "; release one with a run of its own, or sweep over what leaves data and tokenizer alone")
+        parent.tags({"forge.decision": reason})
+        return None
+    winner, run_id = ranked[0], outcomes[0].run_id
     parts = assemble(winner.config, partial(registry.fetch, winner.config.tracking.uri))
-    released = release(winner.config, parts, store_of(winner.config, parts, run_id).at(winner.outcome.result.best_step), run_id)
+    released = release(winner.config, parts, store_of(winner.config, parts, run_id).at(outcomes[0].result.best_step), run_id)
     parent.tags({"forge.released": released.version.uri, "forge.decision": released.reason})
     print(f"{winner.name}: {released.sentence(winner.config.release.alias)}")
     return released
