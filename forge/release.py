@@ -96,7 +96,7 @@ def _promote(config: Config, data: Data, version: Version, loss: float) -> tuple
         if theirs is None:
             return False, f"{stays}: its tokenizer is another one, so losses a token can't be compared"
         if loss >= theirs:
-            return False, f"{stays}: its validation loss {theirs:.4f} is not above {loss:.4f}, on the same tokens"
+            return False, f"{stays}: validation loss {loss:.4f} is not below its {theirs:.4f}, on the same tokens"
         move(version)
         return True, f"validation loss {loss:.4f} is below {theirs:.4f} of version {bearer.number}, on the same tokens"
 
