@@ -93,7 +93,7 @@ def _knobs(callee: Callable[..., Any]) -> dict[str, Any]:
 
 def _explain(detail: ErrorDetails, kind: Any, node: Any, path: str, problems: Problems) -> None:
     *parents, last = _keys(detail["loc"], node) or ("",)
-    where = ".".join([path, *parents, last] if last else [path])
+    where = ".".join(part for part in (path, *parents, last) if part)
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         names = _field_names(kind, parents)
         problems.add(where, f"unknown key{nearest(last, names)}")

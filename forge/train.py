@@ -7,22 +7,23 @@ import sys
 
 from omegaconf import DictConfig
 
-from forge import config as configuration
+from forge import jobs
+from forge.config import check
 from forge.errors import ForgeError, Stopped
 
 
 def main(argv: list[str]) -> int:
     """The exit code: 0, the error's own, or 128 + the signal's number."""
     try:
-        jobs = configuration.preflight(argv)
-        if jobs is None or jobs.show:
-            configuration.launch(lambda _: None, jobs.argv if jobs else argv)
+        asked = jobs.preflight(argv)
+        if asked is None or asked.show:
+            jobs.launch(lambda _: None, asked.argv if asked else argv)
             return 0
-        if jobs.multirun:
+        if asked.multirun:
             from forge.sweep.parent import sweep
 
-            return sweep(jobs)
-        configuration.launch(_single, jobs.argv)
+            return sweep(asked)
+        jobs.launch(_single, asked.argv)
         return 0
     except ForgeError as error:
         for line in str(error).splitlines():
@@ -39,8 +40,8 @@ def main(argv: list[str]) -> int:
 def _single(composed: DictConfig) -> None:
     from forge.runner import next_steps, train
 
-    config = configuration.check(composed)
-    outcome = train(config, configuration.task_overrides())
+    config = check(composed)
+    outcome = train(config, jobs.task_overrides())
     print("\n" + next_steps(config, outcome.run_id, outcome.released))
 
 

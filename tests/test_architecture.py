@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer a
     ("arrays", "training.schedules", "training.objectives", "training.isolation", "reports"),
     ("data", "models", "training.checkpoint", "training.optim"),
     ("training", "training.engine", "training.callbacks"),
-    ("config", "binding", "tracking", "serving"),
+    ("config", "binding", "jobs", "tracking", "serving"),
     ("assemble",),
     ("release",),
     ("runner",),
@@ -31,10 +31,11 @@ LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in unit
 ONLY_FROM_FORGE = {  # stricter than the layers
     "serving": ("serving", "errors", "blas", "__init__"),  # it must load where training code is absent
     "config": ("config", "binding", "spec", "units", "errors", "paths", "__init__"),
+    "jobs": ("jobs", "config", "binding", "errors", "paths", "__init__"),
     "binding": ("binding", "spec", "units", "errors", "paths", "__init__"),
 }
-ONLY_IN = {"hydra": ("config", "sweep", *ENTRIES), "mlflow": ("tracking", "serving", "sweep")}
-MLX_FREE = (*LAYERS[0], "config", "binding", "training.schedules", "reports", "tracking", "data")
+ONLY_IN = {"hydra": ("jobs", "sweep", *ENTRIES), "mlflow": ("tracking", "serving", "sweep")}
+MLX_FREE = (*LAYERS[0], "config", "binding", "jobs", "training.schedules", "reports", "tracking", "data")
 
 
 def module_name(path: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from forge import config
 from forge.errors import ConfigError
+from forge.jobs import Jobs, preflight
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -28,22 +28,22 @@ def placed(group: str) -> str:
     return group if group in listed else f"+{group}"
 
 
-def bound(name: str) -> config.Jobs:
+def bound(name: str) -> Jobs:
     """The jobs that choosing this one option gives; what has no value yet gets dummy text."""
     group, _, option = name.rpartition("/")
     argv = ["-m", f"{placed(group)}={option}", *FILLED.get(group, [])]  # -m: an experiment may sweep by itself
     try:
-        jobs = config.preflight(argv)
+        jobs = preflight(argv)
     except ConfigError as error:
         missing = re.findall(r"^([\w.]+): has no value yet", str(error), flags=re.MULTILINE)
-        jobs = config.preflight([*argv, *(f"{key}=dummy" for key in missing)])
+        jobs = preflight([*argv, *(f"{key}=dummy" for key in missing)])
     assert jobs is not None
     return jobs
 
 
 @functools.cache
 def default() -> dict[str, Any]:
-    jobs = config.preflight([])
+    jobs = preflight([])
     assert jobs is not None
     return dict(jobs.configs[0].resolved)
 

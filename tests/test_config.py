@@ -9,9 +9,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from forge import config
-from forge.config import Config, Jobs, identity
+from forge.config import Config, check, identity
 from forge.errors import ConfigError
+from forge.jobs import Jobs, preflight, task_overrides
 from forge.spec import TrainerSpec
 
 
@@ -37,7 +37,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def jobs(*argv: str) -> Jobs:
-    found = config.preflight(list(argv))
+    found = preflight(list(argv))
     assert found is not None
     return found
 
@@ -56,13 +56,13 @@ def changed(key: str, value: Any) -> Config:
     """The default configuration with one value put in, checked. Quicker than composing it anew."""
     tree = OmegaConf.create(dict(default()))
     OmegaConf.update(tree, key, value, merge=False)
-    return config.check(tree)
+    return check(tree)
 
 
 def refusal(*argv: str) -> list[str]:
     """The problems that are told, a line each."""
     with pytest.raises(ConfigError) as refused:
-        config.preflight(list(argv))
+        preflight(list(argv))
     return str(refused.value).splitlines()
 
 
@@ -221,11 +221,11 @@ def test_an_override_is_told_as_it_was_typed() -> None:
 
 @pytest.mark.parametrize("argv", [["--help"], ["--hydra-help"], ["--info", "config"], ["--help", "trainer.micro_bach=1"]])
 def test_a_question_for_hydra_is_left_to_hydra(argv: list[str]) -> None:
-    assert config.preflight(argv) is None
+    assert preflight(argv) is None
 
 
 def test_outside_a_job_there_are_no_overrides() -> None:
-    assert config.task_overrides() == []
+    assert task_overrides() == []
 
 
 # ---- the user's own folder --------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_map
 
-from forge import config as configuration
 from forge import release as releasing
 from forge.assemble import Parts
 from forge.errors import ReleaseError
+from forge.jobs import preflight
 from forge.models import Loaded
 from forge.models.adapters import full, lora
 from forge.release import Released, release
@@ -32,7 +32,7 @@ def publish(home: Path, tmp_path: Path, make_tiny_model: Callable[..., Loaded], 
 
     The larger `spread` the worse: it scales the weights, and a confident untrained model is confidently wrong.
     """
-    (config,) = configuration.preflight(["+experiment=quickstart", f"release.name={request.node.name}"]).configs  # type: ignore[union-attr]
+    (config,) = preflight(["+experiment=quickstart", f"release.name={request.node.name}"]).configs  # type: ignore[union-attr]
 
     def go(data: Data, spread: float, adapter: Callable[[Any], None] = full) -> tuple[Released, float]:
         loaded = make_tiny_model()

@@ -8,10 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from forge import config as configuration
+from forge import jobs
 from forge.assemble import assemble, store_of
-from forge.config import Config, Jobs
+from forge.config import Config, check
 from forge.errors import ForgeError
+from forge.jobs import Jobs
 from forge.release import Released, release
 from forge.runner import Outcome, next_steps, train
 from forge.signals import Interrupts
@@ -30,25 +31,25 @@ class Child:
     error: str | None
 
 
-def sweep(jobs: Jobs) -> int:
+def sweep(asked: Jobs) -> int:
     """Run every job as a child of one run. A job that fails is one failed child. Returns the exit code: 0, or 1 when one failed.
 
     Raises ForgeError when every job failed, and Stopped on a signal.
     """
-    first = jobs.configs[0]
-    identity = sha256(" ".join(sorted(config.identity for config in jobs.configs)).encode()).hexdigest()[:16]
+    first = asked.configs[0]
+    identity = sha256(" ".join(sorted(config.identity for config in asked.configs)).encode()).hexdigest()[:16]
     children: list[Child] = []
-    named = replace(first.tracking, run_name=first.tracking.run_name or f"sweep {' × '.join(jobs.swept)}".strip())
-    with Interrupts(), open_run(named, identity, tags={"forge.sweep": " ".join(jobs.swept)}) as parent:
-        print(f"sweep of {len(jobs.configs)} runs over {', '.join(jobs.swept) or 'nothing'}", flush=True)
+    named = replace(first.tracking, run_name=first.tracking.run_name or f"sweep {' × '.join(asked.swept)}".strip())
+    with Interrupts(), open_run(named, identity, tags={"forge.sweep": " ".join(asked.swept)}) as parent:
+        print(f"sweep of {len(asked.configs)} runs over {', '.join(asked.swept) or 'nothing'}", flush=True)
         parent.text(first.yaml(), "config/first_child.yaml")
-        parent.params({"sweep.jobs": len(jobs.configs), "sweep.keys": ", ".join(jobs.swept)})
+        parent.params({"sweep.jobs": len(asked.configs), "sweep.keys": ", ".join(asked.swept)})
 
         def job(composed: DictConfig) -> None:
-            children.append(_run_child(composed, jobs.swept, len(children) + 1))
+            children.append(_run_child(composed, asked.swept, len(children) + 1))
 
         try:
-            configuration.launch(job, [*jobs.argv, f"tracking.parent_run={parent.id}"])
+            jobs.launch(job, [*asked.argv, f"tracking.parent_run={parent.id}"])
         finally:
             ranked = _ranked(children)
             _record(parent, ranked, [c for c in children if c.error])
@@ -56,7 +57,7 @@ def sweep(jobs: Jobs) -> int:
             raise ForgeError("every run of the sweep failed: " + "; ".join(f"{c.name}: {c.error}" for c in children))
         released = _release(ranked, parent) if first.release.enabled and first.sweep.release_winner else None
     print("\n" + next_steps(first, parent.id, released))
-    return 0 if len(ranked) == len(jobs.configs) else 1
+    return 0 if len(ranked) == len(asked.configs) else 1
 
 
 def _ranked(children: list[Child]) -> list[Child]:
@@ -66,8 +67,8 @@ def _ranked(children: list[Child]) -> list[Child]:
 
 
 def _run_child(composed: DictConfig, swept: tuple[str, ...], number: int) -> Child:
-    config = configuration.check(composed)
-    overrides = configuration.task_overrides()
+    config = check(composed)
+    overrides = jobs.task_overrides()
     chosen = [o.lstrip("+~") for o in overrides if o.lstrip("+~").split("=")[0] in swept]
     name = " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in (o.partition("=") for o in chosen)) or f"job {number}"
     config = replace(config, tracking=replace(config.tracking, run_name=name))
