@@ -72,15 +72,15 @@ def train(config: Config, overrides: list[str]) -> Outcome:
                 stop=interrupts.asked,
                 watch=watch,
             )
-            run.tags({"forge.stop_reason": result.reason, "forge.best_step": str(result.best_step)})
+            run.tags({"forge.stop_reason": result.reason})
             if config.tracking.dashboard:
                 run.figure(picture(result.history, result.reason), "dashboard.png")
-        run.summary({"best/val_loss": result.best_loss}, result.best_step)
+        run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step})
         print(f"{result.reason}; best validation loss {result.best_loss:.4f} at step {result.best_step}")
         released = None
         if config.release.enabled and not config.tracking.parent_run:
             released = release(config, parts, checkpoints.at(result.best_step), run.id)
-            run.summary({"release/max_logit_difference": released.max_logit_difference}, result.best_step)
+            run.summary({"release/max_logit_difference": released.max_logit_difference})
             print(released.sentence(config.release.alias))
         run.describe(_summary(config, parts, result, released))
     return Outcome(run.id, parts.data.ledger.valid_digest, result, released)
@@ -149,7 +149,7 @@ def _record_parts(run: Run, config: Config, parts: Parts, steps: Plan) -> None:
             "data.isolated": parts.isolated,
         }
     )
-    run.summary(baseline(parts.data), 0)
+    run.summary(baseline(parts.data))
 
 
 def _curated(config: Config) -> dict[str, Any]:

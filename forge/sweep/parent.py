@@ -84,32 +84,26 @@ def _run_child(composed: DictConfig, swept: tuple[str, ...], number: int) -> Chi
 
 
 def _record(parent: Run, ranked: list[Child], failed: list[Child]) -> None:
-    """The ranked table as an artifact of the parent and on the terminal, the best as its metrics and tags."""
-    table: dict[str, list[Any]] = {"rank": [], "child": [], "best_val_loss": [], "best_step": [], "run_id": [], "error": []}
-    for rank, child in enumerate(ranked, start=1):
-        assert child.outcome is not None
-        result = child.outcome.result
-        _append(table, rank, child.name, result.best_loss, result.best_step, child.outcome.run_id, None)
-        print(f"{rank:4}  {child.name:30}  {result.best_loss:.4f} at step {result.best_step}")
-    for child in failed:
-        _append(table, None, child.name, None, None, None, child.error)
-        print(f"   –  {child.name:30}  failed: {child.error}")
-    parent.table(table, "sweep/children.json")
-    parent.describe(_markdown(table))
-    parent.summary({"sweep/finished": len(ranked), "sweep/failed": len(failed)}, 0)
-    if ranked:
-        parent.summary({"best/val_loss": table["best_val_loss"][0]}, 0)
-        parent.tags({"best/child": ranked[0].name, "best/run_id": table["run_id"][0]})
-
-
-def _markdown(table: dict[str, list[Any]]) -> str:
-    rows = [list(table), ["---"] * len(table), *zip(*table.values(), strict=True)]
-    return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in rows)
-
-
-def _append(table: dict[str, list[Any]], *row: Any) -> None:
-    for column, value in zip(table.values(), row, strict=True):
-        column.append(value)
+    """The ranked table as an artifact of the parent, in its description and on the terminal; the best as its metrics and tags."""
+    results = [(child.name, child.outcome.result, child.outcome.run_id) for child in ranked if child.outcome]
+    lines = [
+        f"{rank}. {name}: {result.best_loss:.4f} at step {result.best_step}" for rank, (name, result, _) in enumerate(results, start=1)
+    ]
+    lines += [f"- {child.name}: failed: {child.error}" for child in failed]
+    print("\n".join(["", *lines]))
+    parent.describe("Best validation loss, nats a token:\n\n" + "\n".join(lines))
+    parent.summary({"sweep/finished": len(ranked), "sweep/failed": len(failed)})
+    rows: list[tuple[Any, ...]] = [
+        (rank, name, result.best_loss, result.best_step, run_id, None) for rank, (name, result, run_id) in enumerate(results, start=1)
+    ]
+    rows += [(None, child.name, None, None, None, child.error) for child in failed]
+    if rows:
+        columns = ("rank", "child", "best_val_loss", "best_step", "run_id", "error")
+        parent.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)), "sweep/children.json")
+    if results:
+        name, best, run_id = results[0]
+        parent.summary({"best/val_loss": best.best_loss})
+        parent.tags({"best/child": name, "best/run_id": run_id})
 
 
 def _release(ranked: list[Child], parent: Run) -> Released | None:

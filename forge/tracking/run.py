@@ -37,9 +37,9 @@ class Run:
         if step > self._logged:
             self._writer.metrics(metrics, step)
 
-    def summary(self, metrics: Metrics, step: int) -> None:
-        """Metrics of the run as a whole, each logged once in the run's lives."""
-        self._writer.metrics({name: value for name, value in metrics.items() if name not in self._summarised}, step)
+    def summary(self, metrics: Metrics) -> None:
+        """Metrics of the run as a whole, each logged once in the run's lives. At step 0: MLflow draws them as bars."""
+        self._writer.metrics({name: value for name, value in metrics.items() if name not in self._summarised}, 0)
 
     def params(self, params: Mapping[str, Any]) -> None:
         if self.resumed:
@@ -64,7 +64,7 @@ class Run:
     def data(self, ledger: Ledger, sources: Mapping[str, Mapping[str, Any]]) -> None:
         """The ledger as metrics, as a file and as dataset inputs."""
         self.tags({"forge.data_digest": ledger.digest, "forge.valid_digest": ledger.valid_digest})
-        self.summary(ledger.counts, 0)
+        self.summary(ledger.counts)
         self._client.log_inputs(self.id, datasets.inputs(ledger, sources))
         self.text(json.dumps({"digest": ledger.digest, "valid_digest": ledger.valid_digest, **ledger.counts}, indent=2), "data/ledger.json")
 
