@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import mlx.core as mx
+
 from forge import data, models, paths, units
 from forge.config import Config
 from forge.data import Corpus
+from forge.errors import ModelError
 from forge.models import Loaded
 from forge.spec import Data, Fetch, Plan
 from forge.training.checkpoint import Store
@@ -24,6 +27,7 @@ def assemble(config: Config, fetch: Fetch) -> Parts:
     """Read the documents, load the model, build the batches. Raises DataError and ModelError."""
     corpus = data.read(config.data, config.sources)
     loaded = models.load(config.model, config.adapter, corpus.training_texts, config.seed, fetch)
+    _check_fit(config, loaded)
     isolated = keeps_apart(loaded.model)
     if not isolated:
         print(
@@ -31,6 +35,17 @@ def assemble(config: Config, fetch: Fetch) -> Parts:
         )
     built = data.build(corpus, config.data, config.evaluation, loaded.tokenizer, config.trainer.micro_batch, config.seed, isolated)
     return Parts(corpus, loaded, built, isolated)
+
+
+def _check_fit(config: Config, loaded: Loaded) -> None:
+    """Raises ModelError where the tokenizer has more tokens than the model, or a row more positions: MLX would compute on regardless."""
+    rows = loaded.model(mx.array([[0]])).shape[-1]
+    largest = max(loaded.tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise ModelError(f"the tokenizer's largest id is {largest}, but the model knows {rows} tokens: they don't belong together")
+    limit = {**loaded.config, **loaded.config.get("text_config", {})}.get("max_position_embeddings")
+    if limit and config.data.sequence_length > limit:
+        raise ModelError(f"data.sequence_length={config.data.sequence_length}: the model has {limit} positions; set it to {limit} or less")
 
 
 def plan(config: Config, built: Data, peak: float) -> Plan:

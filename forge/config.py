@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -126,6 +126,9 @@ def bind(config: DictConfig, problems: binding.Problems) -> Config | None:
     if isinstance(callbacks, dict):
         bound = {name: binding.target(node, f"callbacks.{name}", problems, allowed) for name, node in callbacks.items() if node is not None}
         found["callbacks"] = {name: build() for name, build in bound.items() if build is not None}
+        for name, callback in found["callbacks"].items():
+            if not is_dataclass(callback):
+                problems.add(f"callbacks.{name}", "has to be a dataclass: checkpoints save its fields")
     if problems:
         return None
     rest = {key: tree[key] for key in ("name", "seed", "resume")}

@@ -49,6 +49,7 @@ def preflight(argv: list[str]) -> Jobs | None:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"--config-dir {folder}: there is no such folder")
+    _refuse_hidden(folders)
     problems = binding.Problems()
     try:
         overrides, swept = _expand(args.overrides, folders, args.multirun, args.config_name)
@@ -104,7 +105,8 @@ def _compose(overrides: list[str], folders: list[Path], config_name: str | None,
     _register()
     lenient = [_accept_any_key(o, folders) for o in overrides]
     if len(folders) > 1:
-        lenient.append(f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders[1:])}]")
+        places = ",".join("'file://" + str(folder.resolve()).replace("'", "\\'") + "'" for folder in folders[1:])
+        lenient.append(f"hydra.searchpath=[{places}]")
     with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
         config = compose(config_name or "config", overrides=lenient, return_hydra_config=hydra_too)
     return config
@@ -133,6 +135,15 @@ def _expand(overrides: list[str], folders: list[Path], multirun: bool, config_na
     parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()] + overrides)
     swept = tuple(dict.fromkeys(o.get_key_element().lstrip("+~") for o in parsed if o.is_sweep_override()))
     return BasicSweeper.split_arguments(parsed, None)[0], swept
+
+
+def _refuse_hidden(folders: list[Path]) -> None:
+    """Of two files of one name Hydra takes forge's, without a word."""
+    ours, *others = folders
+    for folder in others:
+        for path in sorted(folder.rglob("*.yaml")):
+            if (ours / path.relative_to(folder)).is_file():
+                raise ConfigError(f"{path}: forge has a {path.relative_to(folder)} of its own, which would win; give yours another name")
 
 
 def _refuse_duplicates(configs: list[Config | None], overrides: list[list[str]]) -> None:

@@ -6,6 +6,8 @@ The root is FORGE_HOME when set; the checkout when forge runs from one (editable
 import os
 from pathlib import Path
 
+from forge.errors import ConfigError
+
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent
 
@@ -17,7 +19,10 @@ def in_checkout() -> bool:
 def root() -> Path:
     home = os.environ.get("FORGE_HOME")
     if home:
-        return Path(home).expanduser().resolve()
+        folder = Path(home).expanduser().resolve()
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"FORGE_HOME={home}: that is no folder")
+        return folder
     return _CHECKOUT if in_checkout() else Path.cwd()
 
 

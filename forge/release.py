@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from forge import paths
-from forge.arrays import scalar
+from forge.arrays import flat, scalar
 from forge.assemble import Parts
 from forge.config import Config
 from forge.errors import ReleaseError
@@ -50,14 +50,14 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
     checkpoint.load_weights(parts.loaded.model, saved)
     evaluated = evaluate(parts.loaded.model, parts.data)["val/loss"]
     reference = _logits(parts.loaded.model, parts.data)
-    limit = config.release.max_logit_difference
+    limit = config.release.max_logit_difference + _rounding(parts.loaded.model) * scalar(mx.abs(reference).max())
     with _scratch(run_id) as scratch:
         folder = scratch / config.release.name  # serving reports the folder's name as the model's
         fuse.save(fuse.fuse(parts.loaded), folder)
         model, _ = fuse.load(folder)
         difference = scalar(mx.abs(_logits(model, parts.data) - reference).max())
         loss = evaluate(model, parts.data)["val/loss"]
-        if difference > limit or abs(loss - evaluated) > _LOSS_TOLERANCE:
+        if not (difference <= limit and abs(loss - evaluated) <= _LOSS_TOLERANCE):  # nor may either be NaN
             raise ReleaseError(
                 f"the saved model is not the evaluated one: logits differ by {difference:.2g} (limit {limit:.2g}), "
                 f"validation loss {loss:.4f} against {evaluated:.4f}; nothing was registered. The checkpoint is {saved}"
@@ -67,7 +67,7 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
             VALID_DIGEST: parts.data.ledger.valid_digest,
             TOKENIZER_DIGEST: hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
             "forge.data_digest": parts.data.ledger.digest,
-            "forge.base": f"{parts.loaded.lineage.kind} {parts.loaded.lineage.uri} {parts.loaded.lineage.revision}",
+            "forge.base": str(parts.loaded.lineage),
             "forge.checkpoint": saved.name,
             "forge.identity": config.identity,
         }
@@ -78,6 +78,12 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
     moved, reason = _promote(config, parts.data, version, loss)
     registry.tag(config.tracking.uri, version, {"forge.decision": reason})
     return Released(version, moved, reason, difference)
+
+
+def _rounding(model: nn.Module) -> float:
+    """How far rounding may move a logit, as a share of the largest: two of bf16's eight bits where weights are 16 bits wide, else 0."""
+    wide = all(value.dtype in (mx.float32, mx.uint32) for value in flat(model.parameters()).values())
+    return 0.0 if wide else 2.0**-6
 
 
 def _description(config: Config, parts: Parts, loss: float, saved: Path) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from forge.assemble import Parts, assemble, plan, store_of
 from forge.config import Config
-from forge.errors import TrackingError
+from forge.errors import ConfigError, TrackingError
 from forge.models import device, trainable_parameters
 from forge.progress import Display
 from forge.release import Released, release
@@ -43,10 +43,11 @@ def train(config: Config, overrides: list[str]) -> Outcome:
         _record_configuration(run, config, overrides)
         parts = assemble(config, partial(registry.fetch, config.tracking.uri))
         optimizer = config.optimizer()
-        steps = plan(config, parts.data, float(optimizer.learning_rate))
+        steps = plan(config, parts.data, _peak(optimizer))
         _record_parts(run, config, parts, steps)
         checkpoints = store_of(config, parts, run.id)
-        with interrupts.patient(), Display(steps.total_steps, checkpoints.last_step()) as display:
+        first = checkpoint.step_of(named_checkpoint) if named_checkpoint else checkpoints.last_step()
+        with interrupts.patient(), Display(steps.total_steps, first) as display:
 
             def picture(history: History, status: str) -> Figure:
                 return draw(history, _facts(config, run, steps, parts, history, status))
@@ -78,7 +79,7 @@ def train(config: Config, overrides: list[str]) -> Outcome:
         run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step})
         print(f"{result.reason}; best validation loss {result.best_loss:.4f} at step {result.best_step}")
         released = None
-        if config.release.enabled and not config.tracking.parent_run:
+        if config.release.enabled and not run.parent:  # a sweep chooses among its children
             released = release(config, parts, checkpoints.at(result.best_step), run.id)
             run.summary({"release/max_logit_difference": released.max_logit_difference})
             print(released.sentence(config.release.alias))
@@ -86,16 +87,23 @@ def train(config: Config, overrides: list[str]) -> Outcome:
     return Outcome(run.id, parts.data.ledger.valid_digest, result, released)
 
 
+def _peak(optimizer: Any) -> float:
+    try:
+        return float(optimizer.learning_rate)
+    except KeyError as error:
+        raise ConfigError(f"{type(optimizer).__name__} has no learning rate to schedule: set optimizer.learning_rate") from error
+
+
 def next_steps(config: Config, run_id: str, released: Released | None) -> str:
     """What to type to look at a run and to serve what it released."""
-    folder, address = store.page(config.tracking.uri, run_id)
-    lines = [f"Look at it:  cd {folder} && mlflow ui" if folder else f"Look at it:  {address}"]
-    lines += [f"             {address}"] if folder else []
+    command, address = store.page(config.tracking.uri, run_id)
+    lines = [f"Look at it:  {command or address}"] + ([f"             {address}"] if command else [])
     if released:
+        name = f"models:/{config.release.name}@{config.release.alias}"
+        body = '{"prompt": "shutil.copy(src, dst)", "max_tokens": 60}'
         lines += [
-            f"Serve it:    mlflow models serve -m models:/{config.release.name}@{config.release.alias} --env-manager local --port 5001",
-            "Ask it:      curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' "
-            """-d '{"prompt": "shutil.copy(src, dst)", "max_tokens": 60}'""",
+            f"Serve it:    {store.prefix(config.tracking.uri)}mlflow models serve -m {name} --env-manager local --port 5001",
+            f"Ask it:      curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d '{body}'",
         ]
     return "\n".join(lines)
 
@@ -123,6 +131,8 @@ def _to_resume(config: Config) -> tuple[str | None, Path | None]:
         return found, None
     folder = Path(config.resume).expanduser()
     if folder.is_dir():
+        found_steps = checkpoint.steps(folder)  # a run's whole folder means its last checkpoint
+        folder = checkpoint.path_of(folder, found_steps[-1]) if found_steps else folder
         return resume.resumable(config.tracking, checkpoint.run_id(folder)), folder
     if "/" in config.resume:
         raise TrackingError(f"resume={config.resume}: there is no such checkpoint folder; use resume=auto or a run's id")
@@ -140,8 +150,7 @@ def _record_configuration(run: Run, config: Config, overrides: list[str]) -> Non
 
 def _record_parts(run: Run, config: Config, parts: Parts, steps: Plan) -> None:
     run.data(parts.data.ledger, {name: s.source for name, s in config.data.sources.items()})
-    lineage = parts.loaded.lineage
-    run.tags({"forge.base": f"{lineage.kind} {lineage.uri} {lineage.revision}"})
+    run.tags({"forge.base": str(parts.loaded.lineage)})
     run.params(
         {
             "model.trainable_parameters": trainable_parameters(parts.loaded.model),

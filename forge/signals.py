@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, made kind: inside a `patient` block they are noted and the block finishes its step; elsewhere they raise."""
+"""SIGINT, SIGTERM and SIGHUP, made kind: inside a `patient` block they are noted and the block finishes its step; elsewhere they raise."""
 
 import signal
 import sys
@@ -17,7 +17,7 @@ class Interrupts:
         self._patient = False
 
     def __enter__(self) -> "Interrupts":
-        self._former = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._former = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,7 @@ type, range and unknown key; forge.config does the reporting.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -34,7 +34,14 @@ def _length(value: Any) -> Any:
     return value
 
 
+def _cadence(value: Any) -> Any:
+    if units.parse(value)[0] == 0:
+        raise ValueError(f"{value!r}: has to be above 0; for once at the end write 100%")
+    return value
+
+
 Duration = Annotated[str, BeforeValidator(_duration)]
+Cadence = Annotated[Duration, AfterValidator(_cadence)]
 Length = Annotated[Duration, AfterValidator(_length)]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -87,8 +94,8 @@ class TrainerSpec:
     micro_batch: Annotated[int, Field(ge=1)]
     accumulate: Annotated[int, Field(ge=1)]
     clip_norm: Annotated[float, Field(gt=0)]
-    eval_every: Duration
-    save_every: Duration
+    eval_every: Cadence
+    save_every: Cadence
     log_every: Annotated[int, Field(ge=1)]
     keep: Annotated[int, Field(ge=0)]
 
@@ -166,13 +173,15 @@ class Batch:
         return int(self.mask_BT.sum())
 
 
-class Batches:
+class Batches(Protocol):
     """An endless sequence in which a batch is a function of (seed, cursor), so that resuming is a seek."""
 
     cursor: int
 
-    def next(self) -> Batch:
-        raise NotImplementedError
+    def next(self) -> Batch: ...
+
+    def epochs(self) -> Mapping[str, float]:
+        """How often each source has been gone through up to the cursor."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +263,9 @@ class Lineage:
     kind: str
     uri: str
     revision: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.uri} {self.revision}"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except Stopped as stop:
-        print(f"forge: {stop}; the run is KILLED and its last checkpoint kept; go on with resume=auto", file=sys.stderr)
+        print(f"forge: {stop}; what was saved is kept, and resume=auto goes on from it", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("forge: interrupted before a run was opened", file=sys.stderr)

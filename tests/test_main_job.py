@@ -60,7 +60,9 @@ class Place:
         settings = {**os.environ, "FORGE_HOME": str(self.folder / "home"), "PYTHONPATH": f"{self.folder}:{ROOT}", **environment}
         settings.pop("MLFLOW_TRACKING_URI", None)
         command = [sys.executable, "-m", "forge.train", "--config-dir", str(self.folder / "conf"), *arguments]
-        process = subprocess.Popen(command, env=settings, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, env=settings, cwd=self.folder / "elsewhere", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         if not wait:
             return process
         output, _ = process.communicate(timeout=180)
@@ -84,6 +86,7 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("user")
     (folder / "documents").mkdir()
+    (folder / "elsewhere").mkdir()
     for name, text in sorted(topics.items())[:24]:
         (folder / "documents" / f"{name}.txt").write_text(text[:1500], encoding="utf-8")
     (folder / "conf" / "experiment").mkdir(parents=True)
@@ -121,7 +124,9 @@ def test_a_run_leaves_its_evidence(place: Place, whole: Any) -> None:
     assert len(dashboards) == 5  # one an evaluation
 
 
-def test_nothing_else_appears_in_the_root(place: Place, whole: Any) -> None:
+def test_nothing_else_appears_in_the_root_nor_where_the_command_is_typed(place: Place, whole: Any) -> None:
+    assert list((place.folder / "elsewhere").iterdir()) == []
+    assert (place.folder / "home" / "mlruns" / "artifacts" / "models").is_dir()
     assert {p.name for p in (place.folder / "home").iterdir()} == {"mlflow.db", "mlruns"}
     assert {p.name for p in (place.folder / "home" / "mlruns").iterdir()} == {"artifacts", "cache", "checkpoints", "hydra"}
 
@@ -205,6 +210,35 @@ def test_a_sweep_is_one_parent_with_children_and_one_version(place: Place) -> No
     assert [row[1] for row in table["data"]] == ["lr=0.01", "lr=0.0001"]
 
 
+def test_a_sweep_s_child_gone_on_with_alone_is_not_released(place: Place) -> None:
+    """The sweep chooses among its children; one of them alone has won nothing."""
+    arguments = ("+experiment=tiny", "tracking.experiment=orphan", "release.name=forge-orphan", "optimizer.lr=0.001")
+    code, _ = place.train("-m", *arguments, FORGE_TEST_STEP="7", FORGE_TEST_SIGNAL="9")
+    assert code == -signal.SIGKILL
+    child = next(run for run in place.runs("orphan") if "mlflow.parentRunId" in run.data.tags)
+    code, output = place.train(*arguments, f"resume={child.info.run_id}")
+    assert code == 0, output
+    assert place.client.search_model_versions("name='forge-orphan'") == []
+
+
+def test_a_run_of_another_root_is_not_gone_on_with(place: Place) -> None:
+    """Two roots share a store: the checkpoints of one are not the other's."""
+    arguments = (
+        "+experiment=tiny",
+        "tracking.experiment=roots",
+        "release.enabled=false",
+        f"tracking.uri=sqlite:///{place.folder}/home/mlflow.db",
+    )
+    place.train(*arguments, FORGE_TEST_STEP="7", FORGE_TEST_SIGNAL="9")
+    (run,) = place.runs("roots")
+    other = {"FORGE_HOME": str(place.folder / "other")}
+    code, output = place.train(*arguments, f"resume={run.info.run_id}", **other)
+    assert code == 7 and "its checkpoints are not here" in output
+    code, output = place.train(*arguments, "resume=auto", **other)
+    assert code == 0 and "so a new one starts" in output, output
+    assert [r.info.status for r in place.runs("roots")] == ["RUNNING", "FINISHED"]
+
+
 def test_children_measured_on_other_tokens_are_not_compared(place: Place) -> None:
     arguments = ("-m", "+experiment=tiny", "tracking.experiment=apart", "release.name=forge-apart", "data.split_seed=1,2")
     code, output = place.train(*arguments)
@@ -220,20 +254,13 @@ def test_a_signal_ends_a_sweep_and_is_told(place: Place) -> None:
 
 
 def test_one_failed_child_leaves_the_others(place: Place) -> None:
-    arguments = (
-        "-m",
-        "+experiment=tiny",
-        "tracking.experiment=half",
-        "release.enabled=false",
-        "model.hidden_size=16,18",
-        "model.head_dim=8",
-    )
-    code, output = place.train(*arguments, "data.valid_fraction=0.2,0.0001")
+    arguments = ("-m", "+experiment=tiny", "tracking.experiment=half", "release.enabled=false", "schedule.warmup=20 steps,1 steps")
+    code, output = place.train(*arguments)
     assert code == 1, output
     parent, *children = place.runs("half")
-    assert sorted(c.info.status for c in children) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
-    assert parent.data.metrics["sweep/failed"] == 2 and parent.info.status == "FINISHED"
-    assert "no document is left for validation" in output
+    assert [c.info.status for c in children] == ["FAILED", "FINISHED"]
+    assert parent.data.metrics["sweep/failed"] == 1 and parent.info.status == "FINISHED"
+    assert "leave none of the run's 20" in output and "leave none of the run's 20" in parent.data.tags["mlflow.note.content"]
 
 
 def test_the_registered_model_holds_no_pickle_and_its_lineage(place: Place, whole: Any) -> None:

@@ -103,6 +103,26 @@ def test_an_adapter_is_fused_and_says_the_same(publish: Any, toy_data: Data) -> 
     assert released.max_logit_difference < 1e-5
 
 
+def test_an_adapter_on_a_16_bit_base_is_released(publish: Any, toy_data: Data) -> None:
+    """Fusing rounds to bf16: that is no other model. Its loss is compared all the same."""
+
+    def adapter(model: Any) -> None:
+        model.set_dtype(mx.bfloat16)
+        lora(model, rank=2, alpha=4.0, dropout=0.0, targets="linear", layers=None)
+        mx.random.seed(1)
+        for block in model.layers:
+            block.self_attn.q_proj.lora_b = 0.1 * mx.random.normal(block.self_attn.q_proj.lora_b.shape)
+
+    released, _ = publish(toy_data, spread=1.0, adapter=adapter)
+    assert 1e-3 < released.max_logit_difference < 0.1
+
+
+def test_not_a_number_is_not_released(publish: Any, toy_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(releasing, "evaluate", lambda model, data: {"val/loss": float("nan")})
+    with pytest.raises(ReleaseError, match="validation loss nan"):
+        publish(toy_data, spread=1.0)
+
+
 def test_a_model_that_changed_on_its_way_is_refused_and_not_registered(
     publish: Any, toy_data: Data, request: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

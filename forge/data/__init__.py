@@ -84,7 +84,7 @@ def build(
     return Data(
         train=mixture,
         valid=valid,
-        ledger=_ledger(corpus, counts, validation),
+        ledger=_ledger(corpus, counts, validation, f"rows of {row}"),
         epoch_tokens=int(sum(rows.targets.sum() for rows in used)),
         tokens_per_row=mixture.tokens_per_row,
         unigram=unigrams,
@@ -131,9 +131,10 @@ def _count(name: str, side: Split, documents: list[np.ndarray], rows: PackedRows
     }
 
 
-def _ledger(corpus: Corpus, counts: Mapping[str, float], validation: Mapping[str, list[np.ndarray]]) -> Ledger:
+def _ledger(corpus: Corpus, counts: Mapping[str, float], validation: Mapping[str, list[np.ndarray]], context: str) -> Ledger:
+    """`context`: how the validation tokens lie in rows; what a token can see moves its loss."""
     digests = {name: side.digest for name, side in corpus.splits.items()}
-    held_out = {name: _digest(np.concatenate(documents).tobytes()) for name, documents in validation.items()}
+    held_out = {name: _digest(np.concatenate(documents).tobytes()) for name, documents in validation.items()} | {"": context}
     return Ledger(dict(counts), digest=_digest(_listing(digests)), valid_digest=_digest(_listing(held_out)), source_digests=digests)
 
 

@@ -1,6 +1,7 @@
 """Removes duplicates, then splits by document. Nothing else in forge decides who is trained on and who is held out."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -24,15 +25,14 @@ def split(sources: Mapping[str, Iterable[Document]], valid_fraction: float, seed
     """Each source's split. A document goes to validation by the hash of (seed, its key), whatever else there is.
 
     A key that an earlier document of any source had is a duplicate and is dropped, so no text is on two sides.
-    Raises DataError when a side of a source is empty.
+    Raises DataError for a source of fewer than two documents.
     """
     seen: set[bytes] = set()
     return {name: _split_one(name, documents, valid_fraction, seed, seen) for name, documents in sources.items()}
 
 
 def _split_one(name: str, documents: Iterable[Document], valid_fraction: float, seed: int, seen: set[bytes]) -> Split:
-    train: list[Document] = []
-    valid: list[Document] = []
+    kept: list[tuple[float, Document]] = []
     rows_in = duplicates = empty = 0
     digest = hashlib.sha256()
     for document in documents:
@@ -48,14 +48,18 @@ def _split_one(name: str, documents: Iterable[Document], valid_fraction: float, 
         for part in (document.id, document.text):
             encoded = part.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "big") + encoded)
-        (valid if _share(seed, key) < valid_fraction else train).append(document)
-    if not train or not valid:
-        side = "training" if not train else "validation"
+        kept.append((_share(seed, key), document))
+    if len(kept) < 2:
         raise DataError(
-            f"source {name!r}: no document is left for {side} ({rows_in} read, {duplicates} duplicates, {empty} empty); "
-            f"add documents, or change data.valid_fraction={valid_fraction} or the seed"
+            f"source {name!r}: {len(kept)} documents can't be split into training and validation "
+            f"({rows_in} read, {duplicates} duplicates, {empty} empty); add documents"
         )
-    return Split(tuple(train), tuple(valid), rows_in, duplicates, empty, digest.hexdigest())
+    # Where chance leaves a side of a small source empty, the document nearest to it goes there.
+    shares = sorted(share for share, _ in kept)
+    border = min(max(valid_fraction, math.nextafter(shares[0], 1)), shares[-1])
+    train = tuple(document for share, document in kept if share >= border)
+    valid = tuple(document for share, document in kept if share < border)
+    return Split(train, valid, rows_in, duplicates, empty, digest.hexdigest())
 
 
 def _share(seed: int, key: bytes) -> float:

@@ -1,6 +1,6 @@
 """Existing models: a local folder, the Hugging Face hub, forge's own registry. loader(texts, seed, fetch, *, knobs) -> Loaded."""
 
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 from forge.errors import ModelError
@@ -9,15 +9,16 @@ from forge.spec import Fetch, Lineage, Texts
 
 
 def local(texts: Texts, seed: int, fetch: Fetch, *, path: str) -> Loaded:
-    """A folder in the Hugging Face layout. Its revision is the digest of its configuration and of its weight files' sizes."""
+    """A folder in the Hugging Face layout. Its revision is the digest of its configuration, tokenizer and weights."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ModelError(f"model.path={path}: there is no such folder; give a model's folder, or model=hub model.id=… to download one")
     weights = sorted(folder.glob("model*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise ModelError(f"model.path={path}: no model lies there; it needs config.json and model*.safetensors")
-    listing = (folder / "config.json").read_text(encoding="utf-8") + "".join(f"{file.name} {file.stat().st_size}\n" for file in weights)
-    return _open(folder, Lineage("local", str(folder.resolve()), sha256(listing.encode()).hexdigest()[:16]))
+    return _open(
+        folder, Lineage("local", str(folder.resolve()), _digest([folder / "config.json", *sorted(folder.glob("tokenizer*")), *weights]))
+    )
 
 
 def hub(texts: Texts, seed: int, fetch: Fetch, *, id: str, revision: str | None = None) -> Loaded:
@@ -61,3 +62,12 @@ def _open(folder: Path, lineage: Lineage) -> Loaded:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _digest(files: list[Path]) -> str:
+    """16 hex digits of the content. One pass over the weights: about a second a GB."""
+    whole = sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            whole.update(file.name.encode() + file_digest(stream, "sha256").digest())
+    return whole.hexdigest()[:16]

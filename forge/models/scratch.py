@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import mlx.core as mx
 from pydantic import Field
 
+from forge.errors import ModelError
 from forge.models import Loaded
 from forge.spec import Fetch, Lineage, Texts
 
@@ -34,6 +35,8 @@ def build(
     """A Qwen3-architecture model. `vocab_size` is the limit; a small corpus may yield fewer tokens."""
     from mlx_lm.models.qwen3 import Model, ModelArgs
 
+    if heads % kv_heads:
+        raise ModelError(f"model.heads={heads} is no multiple of model.kv_heads={kv_heads}: each key-value head serves as many heads")
     tokenizer = _tokenizer(texts(), vocab_size)
     config: dict[str, Any] = {
         "model_type": "qwen3",

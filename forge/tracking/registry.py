@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from forge import paths
 from forge.errors import ModelError
 from forge.tracking import store
 
@@ -39,13 +40,20 @@ def fetch(configured: str | None, uri: str) -> tuple[Path, str]:
     client = store.connect(configured)
     try:
         version = _resolve(client, uri)
-        downloaded = Path(mlflow.artifacts.download_artifacts(artifact_uri=version))
+        local = client.tracking_uri.startswith("sqlite:")
+        downloaded = Path(mlflow.artifacts.download_artifacts(artifact_uri=version, dst_path=None if local else _cached(version)))
     except (MlflowException, OSError) as error:
         raise ModelError(f"model.uri={uri}: {str(error).splitlines()[0]}; `mlflow ui` lists the models that there are") from error
     found = sorted(downloaded.rglob("config.json"))
     if not found:
         raise ModelError(f"model.uri={uri}: it holds no language model folder (config.json); was it registered by forge?")
     return found[0].parent, version
+
+
+def _cached(version: str) -> str:
+    folder = paths.cache() / "models" / version.removeprefix("models:/")
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
 
 
 def _resolve(client: MlflowClient, uri: str) -> str:
@@ -62,6 +70,8 @@ def register(
 ) -> Version:
     """Log a pyfunc as a model of the run, at its checkpoint's step, and make it a version of `name`, without an alias."""
     client = store.connect(configured)
+    # Without this MLflow takes its default experiment, whose artifacts lie in whatever folder the command was typed in.
+    mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
     with warnings.catch_warnings():
         # No input example on purpose: MLflow would load the weights once more to try it.
         warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)

@@ -3,31 +3,37 @@
 from filelock import Timeout
 from mlflow.exceptions import MlflowException
 
+from forge import paths
 from forge.errors import TrackingError
 from forge.spec import TrackingSpec
 from forge.tracking import store
-from forge.tracking.run import IDENTITY
+from forge.tracking.run import IDENTITY, ROOT, here, last_step
 
 
 def unfinished(spec: TrackingSpec, identity: str) -> str | None:
-    """The newest run of this identity that did not finish and that no process works on; None when there is none."""
+    """The newest run of this identity, started from this root, that did not finish and that no process works on; else None."""
     client = store.connect(spec.uri)
     found = client.search_runs(
         [store.experiment(client, spec.experiment)],
         filter_string=f"tags.`{IDENTITY}` = '{identity}' and attributes.status != 'FINISHED'",
         order_by=["attributes.start_time DESC"],
     )
-    return next((record.info.run_id for record in found if not _busy(record.info.run_id)), None)
+    return next((record.info.run_id for record in found if record.data.tags.get(ROOT) == here() and not _busy(record.info.run_id)), None)
 
 
 def resumable(spec: TrackingSpec, run_id: str) -> str:
     """`run_id`, if such a run is there and not finished. Raises TrackingError."""
+    client = store.connect(spec.uri)
     try:
-        record = store.connect(spec.uri).get_run(run_id)
+        record = client.get_run(run_id)
     except MlflowException as error:
         raise TrackingError(f"resume={run_id}: the tracking store has no such run; resume=auto finds the last unfinished one") from error
     if record.info.status == "FINISHED":
         raise TrackingError(f"resume={run_id}: this run is finished; start a new one with resume=null")
+    if last_step(client, run_id) > 0 and not paths.checkpoints(run_id).is_dir():
+        raise TrackingError(
+            f"resume={run_id}: its checkpoints are not here but where it ran, {record.data.tags.get(ROOT, 'elsewhere')}; go on there"
+        )
     return run_id
 
 

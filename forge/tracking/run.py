@@ -1,6 +1,7 @@
 """One MLflow run: opened before the data is read, closed with a status that tells how it ended."""
 
 import json
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,26 +12,29 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
+from mlflow.entities import Run as RunRecord
 
+from forge import paths
 from forge.errors import ForgeError, Stopped, TrackingError
 from forge.spec import Ledger, Metrics, TrackingSpec
 from forge.tracking import datasets, provenance, store
 from forge.tracking.writer import Writer
 
-IDENTITY = "forge.identity"
-_PARAM_LENGTH = 6000  # MLflow's limits
+IDENTITY, ROOT, PARENT = "forge.identity", "forge.root", "mlflow.parentRunId"
+_TEXT_LENGTH = 6000  # MLflow's limits
 _PARAMS_A_CALL = 100
 
 
 class Run:
     """An open run. `resumed` says whether it goes on from an earlier life, whose metrics are not logged again."""
 
-    def __init__(self, client: MlflowClient, run_id: str, name: str, resumed: bool):
-        self.id, self.name, self.resumed = run_id, name, resumed
+    def __init__(self, client: MlflowClient, record: RunRecord, resumed: bool):
+        self.id, self.name, self.resumed = record.info.run_id, record.info.run_name, resumed
+        self.parent = record.data.tags.get(PARENT)
         self._client = client
-        self._logged = _last_step(client, run_id) if resumed else -1
-        self._summarised = set(client.get_run(run_id).data.metrics) if resumed else set()
-        self._writer = Writer(client, run_id)
+        self._logged = last_step(client, self.id) if resumed else -1
+        self._held = {*record.data.metrics, *record.data.params}
+        self._writer = Writer(client, self.id)
 
     def log(self, metrics: Metrics, step: int) -> None:
         """The engine's emit. A step that an earlier life of this run logged is not logged twice."""
@@ -39,12 +43,11 @@ class Run:
 
     def summary(self, metrics: Metrics) -> None:
         """Metrics of the run as a whole, each logged once in the run's lives. At step 0: MLflow draws them as bars."""
-        self._writer.metrics({name: value for name, value in metrics.items() if name not in self._summarised}, 0)
+        self._writer.metrics({name: value for name, value in metrics.items() if name not in self._held}, 0)
 
     def params(self, params: Mapping[str, Any]) -> None:
-        if self.resumed:
-            return  # they are the same, and MLflow refuses to change them
-        entities = [Param(key, provenance.redact(str(value))[:_PARAM_LENGTH]) for key, value in params.items()]
+        """Those that an earlier life logged are the same, and MLflow refuses to change them."""
+        entities = [Param(key, provenance.redact(str(value))[:_TEXT_LENGTH]) for key, value in params.items() if key not in self._held]
         for start in range(0, len(entities), _PARAMS_A_CALL):
             self._client.log_batch(self.id, params=entities[start : start + _PARAMS_A_CALL])
 
@@ -85,7 +88,7 @@ class Run:
             print(f"forge: {self._writer.lost} metrics or images could not be sent to MLflow; the checkpoints hold the whole history")
             self.tags({"forge.lost_metrics": str(self._writer.lost)})
         if cause:
-            self.tags({"forge.cause": cause[:_PARAM_LENGTH]})
+            self.tags({"forge.cause": cause[:_TEXT_LENGTH]})
         self._client.set_terminated(self.id, status)
 
 
@@ -94,15 +97,17 @@ def run(spec: TrackingSpec, identity: str, resume_id: str | None = None, tags: M
     """Open a run, or go on with `resume_id`. FINISHED at a normal end, KILLED when a signal stopped it, else FAILED with the cause."""
     client = store.connect(spec.uri)
     if resume_id:
-        client.update_run(resume_id, status="RUNNING")
         record = client.get_run(resume_id)
     else:
-        parent = {"mlflow.parentRunId": spec.parent_run} if spec.parent_run else {}
-        everything = {IDENTITY: identity} | parent | provenance.tags() | dict(spec.tags) | dict(tags or {})
+        parent = {PARENT: spec.parent_run} if spec.parent_run else {}
+        everything = {IDENTITY: identity, ROOT: here()} | parent | provenance.tags() | dict(spec.tags) | dict(tags or {})
         redacted = {key: provenance.redact(value) for key, value in everything.items()}
         record = client.create_run(store.experiment(client, spec.experiment), run_name=spec.run_name, tags=redacted)
-    opened = Run(client, record.info.run_id, record.info.run_name, resumed=resume_id is not None)
-    with _alone(opened.id):
+    with _alone(record.info.run_id):
+        opened = Run(client, record, resumed=resume_id is not None)
+        if opened.resumed:
+            client.update_run(opened.id, status="RUNNING")
+            opened.tags(provenance.tags() | {"forge.cause": ""})
         try:
             yield opened
         except (Stopped, KeyboardInterrupt) as stop:
@@ -112,6 +117,11 @@ def run(spec: TrackingSpec, identity: str, resume_id: str | None = None, tags: M
             opened.close("FAILED", str(error) if isinstance(error, ForgeError) else f"{type(error).__name__}: {error}")
             raise
         opened.close("FINISHED", None)
+
+
+def here() -> str:
+    """Where this process keeps checkpoints: what a run has to have been started from to be gone on with."""
+    return f"{platform.node()}:{paths.root()}"
 
 
 @contextmanager
@@ -124,7 +134,7 @@ def _alone(run_id: str) -> Iterator[None]:
         raise TrackingError(f"run {run_id} is being trained by another process; wait for it, or stop it first") from error
 
 
-def _last_step(client: MlflowClient, run_id: str) -> int:
+def last_step(client: MlflowClient, run_id: str) -> int:
     """The last step that was logged, or -1. The metrics of one step are sent in one transaction."""
     histories = (client.get_metric_history(run_id, key) for key in ("train/loss", "val/loss"))
     return max((metric.step for history in histories for metric in history), default=-1)

@@ -5,6 +5,10 @@ Two processes that create one SQLite store at once destroy it, so opening happen
 
 import logging
 import os
+import re
+import shlex
+from contextlib import AbstractContextManager, nullcontext
+from hashlib import sha256
 from pathlib import Path
 
 import mlflow
@@ -31,8 +35,9 @@ def connect(configured: str | None) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     where = uri(configured)
     mlflow.set_tracking_uri(where)
-    mlflow.set_registry_uri(where)
-    with lock("store"):
+    if "MLFLOW_REGISTRY_URI" not in os.environ:
+        mlflow.set_registry_uri(where)
+    with _alone(where):
         try:
             client = MlflowClient(where)
             client.search_experiments(max_results=1)  # opens the database, and makes its tables the first time
@@ -43,22 +48,45 @@ def connect(configured: str | None) -> MlflowClient:
     return client
 
 
-def page(configured: str | None, run_id: str) -> tuple[Path | None, str]:
-    """Where to type `mlflow ui` (None: a server has its own), and the run's address in it, in the view for model training."""
+def page(configured: str | None, run_id: str) -> tuple[str, str]:
+    """What to type to see the store in MLflow's UI (empty where a server shows it), and a run's address, in the view for model training."""
     where = uri(configured)
     found = MlflowClient(where).get_run(run_id).info.experiment_id
-    server = where if where.startswith("http") else "http://127.0.0.1:5000"
-    folder = Path(where.removeprefix("sqlite:///")).parent if where.startswith("sqlite:") else None
-    return folder, f"{server}/#/experiments/{found}/runs/{run_id}?workflowType=machine_learning"
+    server = _shown(where) if where.startswith("http") else "http://127.0.0.1:5000"
+    command = "" if where.startswith("http") else f"{prefix(configured)}mlflow ui"
+    return command, f"{server}/#/experiments/{found}/runs/{run_id}?workflowType=machine_learning"
+
+
+def prefix(configured: str | None) -> str:
+    """What to put before an `mlflow …` command so that it finds the store: its folder, or its address without a password."""
+    where = uri(configured)
+    folder = _folder(where)
+    if folder and where == f"sqlite:///{folder / 'mlflow.db'}":
+        return f"cd {shlex.quote(str(folder))} && "
+    return f"MLFLOW_TRACKING_URI={shlex.quote(_shown(where))} "
+
+
+def _folder(where: str) -> Path | None:
+    """The folder of a local store's file."""
+    return Path(where.removeprefix("sqlite:///")).absolute().parent if where.startswith("sqlite:") else None
+
+
+def _shown(where: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", where)
+
+
+def _alone(where: str) -> AbstractContextManager[object]:
+    """One process at a time on a local store's file; a server looks after itself."""
+    return lock(f"store-{sha256(where.encode()).hexdigest()[:8]}") if _folder(where) else nullcontext()
 
 
 def experiment(client: MlflowClient, name: str) -> str:
     """The id of the experiment, created when missing. Local artifacts go to mlruns/artifacts."""
-    with lock("store"):
+    with _alone(client.tracking_uri):
         found = client.get_experiment_by_name(name)
         if found is None:
-            local = client.tracking_uri.startswith(("sqlite:", "file:"))
-            return str(client.create_experiment(name, artifact_location=(paths.runs() / "artifacts").as_uri() if local else None))
+            folder = _folder(client.tracking_uri)
+            return str(client.create_experiment(name, artifact_location=(folder / "mlruns" / "artifacts").as_uri() if folder else None))
     if found.lifecycle_stage == "deleted":
         raise TrackingError(f"experiment {name!r} was deleted in MLflow; restore it there, or choose another tracking.experiment")
     return str(found.experiment_id)

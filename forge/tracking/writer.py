@@ -70,7 +70,8 @@ class Writer:
         return batch, []
 
     def _try(self, task: Callable[[], object], size: int) -> None:
-        for pause in (*_PAUSES_S, None):
+        pauses = () if self.lost else _PAUSES_S  # once something was lost, one try each, until one works
+        for pause in (*pauses, None):
             try:
                 task()
                 return

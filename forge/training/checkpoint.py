@@ -31,12 +31,15 @@ from forge.spec import Metrics
 
 @dataclass
 class State:
-    """Where a run is. `callbacks` holds their fields by name. `loss` is the validation loss of these weights, if it was taken."""
+    """Where a run is. `callbacks` holds their fields by name. `loss` is the validation loss of these weights, if it was taken;
+    `reason` is a callback's, when it ended the run here.
+    """
 
     step: int = 0
     cursor: int = 0
     tokens: int = 0
     loss: float | None = None
+    reason: str | None = None
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     history: list[tuple[int, Metrics]] = field(default_factory=list)
 
@@ -52,7 +55,7 @@ class Store:
 
     def save(self, model: nn.Module, optimizer: optimizers.Optimizer, state: State) -> Path:
         """Write a checkpoint, then delete those that are neither last, best nor kept. Raises TrainingError when the disk is full."""
-        final = _path(self.folder, state.step)
+        final = path_of(self.folder, state.step)
         partial = final.with_name(f".{final.name}.partial")
         try:
             shutil.rmtree(partial, ignore_errors=True)
@@ -62,35 +65,38 @@ class Store:
                 shutil.rmtree(final)
             os.replace(partial, final)
             _flush_folder(self.folder)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # mlx raises the latter when a disk is full
             shutil.rmtree(partial, ignore_errors=True)
-            raise TrainingError(
-                f"step {state.step}: can't save to {final} ({error.strerror}); the checkpoints before it are whole"
-            ) from error
+            why = getattr(error, "strerror", None) or error
+            raise TrainingError(f"step {state.step}: can't save to {final} ({why}); the checkpoints before it are whole") from error
         self._prune()
         return final
 
     def at(self, step: int) -> Path:
-        return _path(self.folder, step)
+        return path_of(self.folder, step)
 
     def last_step(self) -> int:
         return max(steps(self.folder), default=0)
 
     def last(self) -> Path | None:
         found = steps(self.folder)
-        return _path(self.folder, found[-1]) if found else None
+        return path_of(self.folder, found[-1]) if found else None
 
     def best(self) -> tuple[Path, float] | None:
         """The saved checkpoint with the lowest validation loss, the earlier of equals."""
-        losses = [(loss, step) for step in steps(self.folder) if (loss := _read_state(_path(self.folder, step))["loss"]) is not None]
+        found = [(_read_state(path_of(self.folder, step))["loss"], step) for step in steps(self.folder)]
+        losses = [(loss, step) for loss, step in found if loss is not None]
         if not losses:
             return None
         loss, step = min(losses)
-        return _path(self.folder, step), loss
+        return path_of(self.folder, step), loss
 
     def resume(self, model: nn.Module, optimizer: optimizers.Optimizer, checkpoint: Path | None = None) -> State:
-        """Put `checkpoint` (else the last one; else nothing) into model and optimizer. Raises TrainingError."""
-        checkpoint = checkpoint or self.last()
+        """Put `checkpoint` (else the last one; else nothing) into model and optimizer. Raises TrainingError.
+
+        Going on from a named checkpoint abandons this run's later ones: they are renamed, so that none is taken for the last or the best.
+        """
+        named, checkpoint = checkpoint, checkpoint or self.last()
         if checkpoint is None:
             return State()
         verify(checkpoint)
@@ -102,13 +108,21 @@ class Store:
         arrays = load(checkpoint / "optimizer.safetensors")
         optimizer.state = tree_unflatten(list(arrays.items()))
         history = [(step, metrics) for step, metrics in json.loads((checkpoint / "history.json").read_text())]
-        return State(**{key: stored[key] for key in ("step", "cursor", "tokens", "loss", "callbacks")}, history=history)
+        if named:
+            self._abandon_after(step_of(named))
+        return State(**{key: stored[key] for key in ("step", "cursor", "tokens", "loss", "reason", "callbacks")}, history=history)
+
+    def _abandon_after(self, step: int) -> None:
+        for later in (later for later in steps(self.folder) if later > step):
+            abandoned = self.folder / f"abandoned-{path_of(self.folder, later).name}"
+            shutil.rmtree(abandoned, ignore_errors=True)
+            os.replace(path_of(self.folder, later), abandoned)
 
     def _prune(self) -> None:
         found = steps(self.folder)
         best = self.best()
-        spared = {_path(self.folder, step) for step in found[-1 - self._keep :]} | ({best[0]} if best else set())
-        for path in {_path(self.folder, step) for step in found} - spared:
+        spared = {path_of(self.folder, step) for step in found[-1 - self._keep :]} | ({best[0]} if best else set())
+        for path in {path_of(self.folder, step) for step in found} - spared:
             shutil.rmtree(path)
 
 
@@ -148,7 +162,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(step_of(path) for path in folder.glob("step-*") if (path / "sha256.json").is_file())
 
 
-def _path(folder: Path, step: int) -> Path:
+def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 

@@ -42,7 +42,6 @@ def fit(
     `emit` gets the history of a resumed run once more: it drops what it has. `watch` is called after each evaluation.
     Raises TrainingError when a loss or gradient is not finite; the checkpoints saved before stay.
     """
-    value_and_grad = nn.value_and_grad(model, objective)
     optimizer.init(model.trainable_parameters())
     state = store.resume(model, optimizer, resume)
     data.train.cursor = state.cursor
@@ -50,65 +49,76 @@ def fit(
         vars(callbacks[name]).update(fields)
     for step, metrics in state.history:
         emit(metrics, step)  # a kill may have come between a checkpoint and the sending of what it holds
+    value_and_grad = nn.value_and_grad(model, objective)
     model.train()
+    mx.reset_peak_memory()
 
-    def tell(metrics: dict[str, float], step: int) -> None:
-        state.history.append((step, metrics))
-        emit(metrics, step)
-
-    if state.step == 0 and not state.history:
-        metrics = evaluate(model, data)
-        state.loss = metrics["val/loss"]
-        tell(metrics, 0)
-        snapshot = Snapshot(0, 0, metrics, state.history, model)
-        _ask(callbacks, snapshot)
-        watch(snapshot)
-        _save(store, model, optimizer, state, callbacks)
-    reason = "the budget is used up"
-    for step in range(state.step + 1, plan.total_steps + 1):
-        started = time.perf_counter()
-        mx.random.seed((plan.seed << 32) + step)  # dropout is a function of (seed, step), so resuming needs no random state
-        optimizer.learning_rate = plan.lr(step)
-        batches = [data.train.next() for _ in range(plan.accumulate)]
-        loss_sum, count, sums, gradients = _accumulate(value_and_grad, model, batches)
-        gradients, norm = _normalise(gradients, count, plan.clip_norm)
-        optimizer.update(model, gradients)
-        mx.eval(loss_sum, count, sums, norm, model.trainable_parameters(), optimizer.state)
-
-        targets = int(scalar(count))
-        if targets == 0:
-            raise TrainingError(f"step {step}: no token of its rows is a target: {_rows(batches)}; look at the data's masks")
-        state.step, state.cursor, state.tokens, state.loss = step, data.train.cursor, state.tokens + targets, None
-        metrics = {"train/loss": scalar(loss_sum) / targets, "train/grad_norm": scalar(norm)}
-        _require_finite(metrics, step, batches, store)
-        if step % plan.log_every == 0 or step == plan.total_steps:
-            metrics |= {f"train/{name}": scalar(value) / targets for name, value in sums.items()}
-            metrics |= {"train/lr": plan.lr(step), "train/tokens": state.tokens, "train/epoch": state.tokens / data.epoch_tokens}
-            metrics |= _speed(targets, time.perf_counter() - started)
-        else:
-            metrics = {}
-        last = step == plan.total_steps
-        if step % plan.eval_every == 0 or last:
-            scores = evaluate(model, data)
-            state.loss = scores["val/loss"]
-            metrics |= scores
+    def settle(metrics: dict[str, float], evaluate_now: bool) -> str | None:
+        """The end of each step: evaluate when due, tell, ask whether to stop, save. Returns the reason to stop."""
+        state.loss = None
+        if evaluate_now:
+            metrics |= _evaluated(model, data, state.step, store)
+            state.loss = metrics["val/loss"]
         if metrics:
-            tell(metrics, step)
-        snapshot = Snapshot(step, state.tokens, metrics, state.history, model)
-        reasons = _ask(callbacks, snapshot)
-        if state.loss is not None:
+            state.history.append((state.step, metrics))
+            emit(metrics, state.step)
+        snapshot = Snapshot(state.step, state.tokens, metrics, state.history, model)
+        if evaluate_now:
             watch(snapshot)
-        if asked := stop():
-            reasons.append(asked)
-        if state.loss is not None or step % plan.save_every == 0 or reasons:
-            _save(store, model, optimizer, state, callbacks)
-        if reasons:
-            reason = "; ".join(reasons)
-            break
+        state.reason = "; ".join(why for callback in callbacks.values() if (why := callback(snapshot))) or None
+        reason = state.reason or stop()
+        if evaluate_now or reason or state.step % plan.save_every == 0:
+            state.callbacks = {name: asdict(callback) for name, callback in callbacks.items()}  # type: ignore[call-overload]
+            store.save(model, optimizer, state)
+        return reason
 
+    reason = state.reason if state.history else settle({}, evaluate_now=True)
+    while reason is None and state.step < plan.total_steps:
+        metrics = _step(model, data, value_and_grad, optimizer, plan, state, store)
+        reason = settle(metrics, evaluate_now=state.step % plan.eval_every == 0 or state.step == plan.total_steps)
     best = store.best()
     assert best is not None, "step 0 is always evaluated and saved"
-    return Result(state.step, state.tokens, step_of(best[0]), best[1], reason, state.history)
+    return Result(state.step, state.tokens, step_of(best[0]), best[1], reason or "the budget is used up", state.history)
+
+
+def _step(
+    model: nn.Module,
+    data: Data,
+    value_and_grad: Callable[..., Any],
+    optimizer: optimizers.Optimizer,
+    plan: Plan,
+    state: State,
+    store: Store,
+) -> dict[str, float]:
+    """One optimizer step, which moves `state` on. Returns its metrics; empty where log_every leaves it out."""
+    started = time.perf_counter()
+    step = state.step + 1
+    mx.random.seed((plan.seed << 32) + step)  # dropout is a function of (seed, step), so resuming needs no random state
+    optimizer.learning_rate = plan.lr(step)
+    batches = [data.train.next() for _ in range(plan.accumulate)]
+    loss_sum, count, sums, gradients = _accumulate(value_and_grad, model, batches)
+    gradients, norm = _normalise(gradients, count, plan.clip_norm)
+    optimizer.update(model, gradients)
+    mx.eval(loss_sum, count, sums, norm, model.trainable_parameters(), optimizer.state)
+
+    targets = int(scalar(count))
+    if targets == 0:
+        raise TrainingError(f"step {step}: no token of its rows is a target: {_rows(batches)}; look at the data's masks")
+    metrics = {"train/loss": scalar(loss_sum) / targets, "train/grad_norm": scalar(norm)}
+    _require_finite(metrics, step, f"rows: {_rows(batches)}", store)
+    state.step, state.cursor, state.tokens = step, data.train.cursor, state.tokens + targets
+    if step % plan.log_every and step != plan.total_steps:
+        return {}
+    metrics |= {f"train/{name}": scalar(value) / targets for name, value in sums.items()}
+    metrics |= {"train/lr": plan.lr(step), "train/tokens": state.tokens, "train/epoch": state.tokens / data.epoch_tokens}
+    metrics |= {f"train/epoch/{name}": epochs for name, epochs in data.train.epochs().items()}
+    return metrics | _speed(targets, time.perf_counter() - started)
+
+
+def _evaluated(model: nn.Module, data: Data, step: int, store: Store) -> dict[str, float]:
+    scores = evaluate(model, data)
+    _require_finite({"val/loss": scores["val/loss"]}, step, "all validation text", store)
+    return scores
 
 
 def _accumulate(
@@ -134,12 +144,12 @@ def _normalise(gradients: Any, count: mx.array, clip_norm: float) -> tuple[Any, 
     return tree_map(lambda g: g * scale.astype(g.dtype), gradients), norm
 
 
-def _require_finite(metrics: Mapping[str, float], step: int, batches: list[Batch], store: Store) -> None:
-    for name in ("train/loss", "train/grad_norm"):
-        if not math.isfinite(metrics[name]):
+def _require_finite(metrics: Mapping[str, float], step: int, where: str, store: Store) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
             raise TrainingError(
-                f"step {step}: {name} is {metrics[name]}; rows: {_rows(batches)}; the last good checkpoint is {store.last()}. "
-                "Lower optimizer.lr or trainer.clip_norm, or look at these rows"
+                f"step {step}: {name} is {value}; {where}; the last good checkpoint is {store.last() or 'none yet'}. "
+                "Lower optimizer.lr or trainer.clip_norm, or look at these rows and at the base model"
             )
 
 
@@ -154,12 +164,3 @@ def _speed(targets: int, seconds: float) -> dict[str, float]:
         "memory/peak_gib": mx.get_peak_memory() / _GIB,
         "memory/active_gib": mx.get_active_memory() / _GIB,
     }
-
-
-def _ask(callbacks: Mapping[str, Callback], snapshot: Snapshot) -> list[str]:
-    return [why for callback in callbacks.values() if (why := callback(snapshot))]
-
-
-def _save(store: Store, model: nn.Module, optimizer: optimizers.Optimizer, state: State, callbacks: Mapping[str, Callback]) -> None:
-    state.callbacks = {name: asdict(callback) for name, callback in callbacks.items()}  # type: ignore[call-overload]
-    store.save(model, optimizer, state)

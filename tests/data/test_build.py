@@ -39,8 +39,10 @@ def corpus_of(sides: Mapping[str, tuple[list[str], list[str]]], weights: Mapping
     return data.Corpus(splits, weights)
 
 
-def build(corpus: data.Corpus, *, max_tokens: int = 1000, seed: int = 0, batch_rows: int = 2, isolated: bool = True) -> Data:
-    return data.build(corpus, spec(corpus.weights), EvaluationSpec(max_tokens), Letters(), batch_rows, seed, isolated)
+def build(
+    corpus: data.Corpus, *, max_tokens: int = 1000, seed: int = 0, batch_rows: int = 2, isolated: bool = True, length: int = 16
+) -> Data:
+    return data.build(corpus, spec(corpus.weights, length=length), EvaluationSpec(max_tokens), Letters(), batch_rows, seed, isolated)
 
 
 WORDS = [chr(97 + n % 26) * (n % 9 + 1) + chr(97 + n // 26) for n in range(60)]
@@ -128,6 +130,12 @@ def test_weights_seeds_and_batches_leave_what_is_measured_on_alone() -> None:
     other = build(corpus_of(SIDES, {"a": 5, "b": 0}), seed=7, batch_rows=1, isolated=False)
     assert one.ledger.valid_digest == other.ledger.valid_digest
     assert held_out(one, "a") == held_out(other, "a")
+
+
+def test_another_context_is_another_measure() -> None:
+    """What a token can see moves its loss, so losses under two sequence lengths are not compared."""
+    lengths = [build(corpus_of(SIDES, {"a": 1, "b": 1}), length=length).ledger.valid_digest for length in (8, 16)]
+    assert lengths[0] != lengths[1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """A folder of text files."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +68,33 @@ def test_a_file_that_is_not_utf8_is_named_with_the_byte(notes: Path) -> None:
     (notes / "b" / "latin.txt").write_bytes(b"caf\xe9 au lait")
     with pytest.raises(DataError, match=r"latin\.txt: byte 3 is not UTF-8"):
         list(documents(path=str(notes)))
+
+
+def test_a_linked_folder_is_read_once_and_a_ring_ends(tmp_path: Path) -> None:
+    (tmp_path / "notes" / "deep").mkdir(parents=True)
+    (tmp_path / "notes" / "deep" / "a.txt").write_text("a")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.md").write_text("b")
+    (tmp_path / "notes" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "notes" / "deep" / "ring").symlink_to(tmp_path / "notes" / "deep")
+    assert [d.id for d in documents(path=str(tmp_path / "notes"))] == ["deep/a.txt", "linked/b.md"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    real = os.scandir
+
+    def closed(place: str) -> Any:
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", place)
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match=r"closed: can't be read \(Permission denied\)"):
+        list(documents(path=str(tmp_path)))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert [d.text for d in documents(path=str(tmp_path))] == ["hello"]

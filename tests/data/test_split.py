@@ -100,10 +100,17 @@ def test_the_digest_knows_where_a_text_begins() -> None:
     assert one != other
 
 
-@pytest.mark.parametrize(("fraction", "side"), [(1e-9, "validation"), (1 - 1e-9, "training")])
-def test_an_empty_side_is_an_error_that_names_the_source(fraction: float, side: str) -> None:
-    with pytest.raises(DataError, match=rf"source 'small': no document is left for {side} \(3 read, 0 duplicates, 0 empty\)"):
-        split({"small": made("small", range(3))}, fraction, seed=0)
+@pytest.mark.parametrize(("fraction", "sizes"), [(1e-9, (2, 1)), (1 - 1e-9, (1, 2))])
+def test_a_small_source_has_both_sides_whatever_chance_says(fraction: float, sizes: tuple[int, int]) -> None:
+    for seed in range(5):
+        result = split({"small": made("small", range(3))}, fraction, seed)["small"]
+        assert (len(result.train), len(result.valid)) == sizes
+
+
+def test_one_document_cannot_be_split() -> None:
+    twins = [Document("a", "text", "a"), Document("b", "text", "b"), Document("c", " ", "c")]
+    with pytest.raises(DataError, match=r"source 'small': 1 documents can't be split .*\(3 read, 1 duplicates, 1 empty\); add documents"):
+        split({"small": twins}, 0.5, seed=0)
 
 
 def test_a_lone_surrogate_is_a_text_like_any_other() -> None:

@@ -62,6 +62,13 @@ def test_the_revision_is_of_the_content_not_of_the_path(folder: Path) -> None:
     assert local(moved).lineage.revision != before
 
 
+def test_other_weights_of_the_same_size_are_another_revision(make_tiny_model: Callable[..., Loaded], folder: Path) -> None:
+    before, size = local(folder).lineage.revision, (folder / "model.safetensors").stat().st_size
+    fuse.save(make_tiny_model(seed=1), folder)
+    assert (folder / "model.safetensors").stat().st_size == size
+    assert local(folder).lineage.revision != before
+
+
 def test_a_path_may_start_with_a_tilde(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     assert local(Path("~/model")).lineage == local(folder).lineage

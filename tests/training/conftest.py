@@ -125,13 +125,14 @@ def train(make_model: Any, make_data: Any, make_plan: Any, tmp_path: Path) -> Ca
         callbacks: Any = None,
         stop: Any = lambda: None,
         keep: int = 0,
+        resume: Path | None = None,
         **plan: Any,
     ) -> Any:
         model = model if model is not None else make_model()
         log = Log()
         optimizer = adamw(lr=1e-2, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
         store = Store(tmp_path / folder, "run", {"configuration": "c", "data": "d", "base model": "b"}, keep)
-        result = fit(model, make_data(rows), objective, optimizer, make_plan(**plan), callbacks or {}, store, log, stop=stop)
+        result = fit(model, make_data(rows), objective, optimizer, make_plan(**plan), callbacks or {}, store, log, resume=resume, stop=stop)
         return result, log, model
 
     return run

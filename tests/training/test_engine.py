@@ -103,6 +103,14 @@ def test_not_finite_stops_with_step_rows_and_the_last_good_checkpoint(train: Any
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-00000004"]
 
 
+def test_a_validation_loss_that_is_not_finite_stops_before_the_save(train: Any, make_model: Any, tmp_path: Any) -> None:
+    broken = make_model()
+    broken.model.norm.weight = broken.model.norm.weight * math.nan
+    with pytest.raises(TrainingError, match=r"step 0: val/loss is nan; all validation text; the last good checkpoint is none yet"):
+        train("broken", model=broken)
+    assert not (tmp_path / "broken").exists()
+
+
 def test_early_stopping_ends_the_run_with_its_reason(train: Any) -> None:
     result, log, _ = train(
         total_steps=100, eval_every=2, lr=lambda step: 1e-12, callbacks={"early": EarlyStopping(patience=3, min_delta=0.01)}
@@ -113,7 +121,7 @@ def test_early_stopping_ends_the_run_with_its_reason(train: Any) -> None:
 
 
 def test_a_request_to_stop_saves_the_step_and_says_why(train: Any, tmp_path: Any) -> None:
-    asked = iter([None, None, "stopped by SIGINT"])
+    asked = iter([None, None, None, "stopped by SIGINT"])  # once before the first step
     result, _, _ = train(total_steps=100, stop=lambda: next(asked))
     assert (result.step, result.reason) == (3, "stopped by SIGINT")
     assert (tmp_path / "run" / "step-00000003").is_dir()

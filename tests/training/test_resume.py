@@ -118,6 +118,37 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_usable(train: Any, tmp_pat
     assert train(total_steps=12)[0].step == 12
 
 
+def test_a_disk_that_mlx_finds_full_is_one_line_too(train: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("[write] Unable to write 8 bytes")
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(TrainingError, match=r"step 0: can't save .*Unable to write 8 bytes"):
+        train(total_steps=4)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_run_that_a_callback_ended_stays_ended(train: Any) -> None:
+    def early() -> dict[str, EarlyStopping]:
+        return {"early": EarlyStopping(patience=2, min_delta=0.01)}
+
+    first, _, _ = train(callbacks=early(), total_steps=100, eval_every=2, lr=lambda step: 1e-12)
+    again, _, _ = train(callbacks=early(), total_steps=100, eval_every=2, lr=lambda step: 1e-12)
+    assert (again.step, again.reason) == (first.step, first.reason) == (4, first.reason)
+
+
+def test_going_on_from_an_earlier_checkpoint_abandons_the_later_ones(train: Any, tmp_path: Any) -> None:
+    falls_apart = {"eval_every": 3, "save_every": 3, "lr": lambda step: 0.01 if step < 12 else 0.5}
+    train("whole", total_steps=18, keep=9, **falls_apart)
+    whole, _, _ = train("run", total_steps=18, keep=9, **falls_apart)
+    (tmp_path / "run" / "step-00000015" / "weights.safetensors").write_bytes(b"damaged")
+    result, log, _ = train("run", total_steps=18, keep=9, resume=tmp_path / "run" / "step-00000009", **falls_apart)
+    assert log.series("train/loss") == [(s, m["train/loss"]) for s, m in whole.history if "train/loss" in m]
+    assert result.best_step == whole.best_step
+    assert checkpoint.steps(tmp_path / "run") == checkpoint.steps(tmp_path / "whole")
+    assert (tmp_path / "run" / "abandoned-step-00000015").is_dir()
+
+
 def test_the_last_the_best_and_keep_more_are_kept(train: Any, tmp_path: Any) -> None:
     falls_apart = {"total_steps": 24, "eval_every": 3, "save_every": 3, "lr": lambda step: 0.01 if step < 12 else 0.5}
     result, _, _ = train("two", **falls_apart)
