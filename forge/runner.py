@@ -1,7 +1,7 @@
 """One run, from documents to a registered model: open the run, build, train, record, release."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,14 @@ def train(config: Config, overrides: list[str]) -> Outcome:
         steps = plan(config, parts.data, _peak(optimizer))
         _record_parts(run, config, parts, steps)
         checkpoints = store_of(config, parts, run.id)
+        facts = _facts(config, run, steps, parts)
         first = checkpoint.step_of(named_checkpoint) if named_checkpoint else checkpoints.last_step()
         with interrupts.patient(), Display(steps.total_steps, first) as display:
 
             def picture(history: History, status: str) -> Figure:
-                return draw(history, _facts(config, run, steps, parts, history, status))
+                evaluated, losses = series(history, "val/loss")
+                best_step = min(zip(losses, evaluated, strict=True))[1] if losses else None
+                return draw(history, replace(facts, status=status, best_step=best_step))
 
             def emit(metrics: Mapping[str, float], step: int) -> None:
                 run.log(metrics, step)
@@ -188,14 +191,12 @@ def _shown(config: Config, parts: Parts) -> dict[str, str]:
     }
 
 
-def _facts(config: Config, run: Run, steps: Plan, parts: Parts, history: History, status: str) -> RunFacts:
-    evaluated, losses = series(history, "val/loss")
+def _facts(config: Config, run: Run, steps: Plan, parts: Parts) -> RunFacts:
     return RunFacts(
         title=f"{config.name} / {run.name}",
-        status=status,
+        status="starting",
         total_steps=steps.total_steps,
         config=_shown(config, parts),
         planned_lr=[steps.lr(step) for step in range(1, steps.total_steps + 1)],
-        best_step=min(zip(losses, evaluated, strict=True))[1] if losses else None,
         unigram_loss=baseline(parts.data)["val/unigram_loss"],
     )
