@@ -19,7 +19,7 @@ from forge.models import fuse
 from forge.serving.package import save_arguments
 from forge.spec import Data
 from forge.tracking import registry
-from forge.tracking.registry import Version
+from forge.tracking.registry import Candidate, Version
 from forge.training import checkpoint
 from forge.training.evaluate import evaluate
 from forge.training.isolation import forward
@@ -56,7 +56,8 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
         fuse.save(fuse.fuse(parts.loaded), folder)
         model, _ = fuse.load(folder)
         difference = scalar(mx.abs(_logits(model, parts.data) - reference).max())
-        loss = evaluate(model, parts.data)["val/loss"]
+        scores = evaluate(model, parts.data)
+        loss = scores["val/loss"]
         if not (difference <= limit and abs(loss - evaluated) <= _LOSS_TOLERANCE):  # nor may either be NaN
             raise ReleaseError(
                 f"the saved model is not the evaluated one: logits differ by {difference:.2g} (limit {limit:.2g}), "
@@ -71,10 +72,15 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
             "forge.checkpoint": saved.name,
             "forge.identity": config.identity,
         }
-        step = checkpoint.step_of(saved)
-        version = registry.register(
-            config.tracking.uri, run_id, config.release.name, step, save_arguments(folder), tags, _description(config, parts, loss, saved)
+        candidate = Candidate(
+            run_id=run_id,
+            step=checkpoint.step_of(saved),
+            arguments=save_arguments(folder),
+            tags=tags,
+            description=_description(config, parts, loss, saved),
+            scores={name: (scores[f"val/loss/{name}"], digest) for name, digest in parts.data.ledger.source_digests.items()},
         )
+        version = registry.register(config.tracking.uri, config.release.name, candidate)
     moved, reason = _promote(config, parts.data, version, loss)
     registry.tag(config.tracking.uri, version, {"forge.decision": reason})
     return Released(version, moved, reason, difference)

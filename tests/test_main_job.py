@@ -268,6 +268,13 @@ def test_the_registered_model_holds_no_pickle_and_its_lineage(place: Place, whol
     assert float(version.tags["forge.val_loss"]) == pytest.approx(whole.data.metrics["best/val_loss"], abs=1e-4)
     assert version.tags["forge.data_digest"] == whole.data.tags["forge.data_digest"]
     folder = Path(place.client.get_model_version_download_uri(version.name, version.version).removeprefix("file://"))
+    (output,) = whole.outputs.model_outputs
+    model = place.client.get_logged_model(output.model_id)
+    (noted,) = json.loads(model.tags["mlflow.modelVersions"])
+    assert (noted["name"], str(noted["version"])) == ("forge-tiny", "1")
+    (measured,) = [m for m in model.metrics if m.key == "release/val_loss/folder"]
+    assert measured.value == pytest.approx(whole.data.metrics["best/val_loss"], abs=1e-4)
+    assert (measured.dataset_name, measured.dataset_digest) == ("folder", whole.inputs.dataset_inputs[0].dataset.digest)
     names = [p.name for p in folder.rglob("*") if p.is_file()]
     assert "model.safetensors" in names and "pyfunc.py" in names
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]

@@ -10,13 +10,13 @@ from mlflow.entities import DatasetInput, InputTag
 
 from forge.spec import Ledger
 
-_DIGEST_LENGTH = 36  # MLflow's limit
+DIGEST_LENGTH = 36  # MLflow's limit
 
 
 class _Documents(Dataset):
     def __init__(self, name: str, digest: str, origin: Mapping[str, str], profile: Mapping[str, float]):
         self._profile = dict(profile)
-        super().__init__(CodeDatasetSource(tags=dict(origin)), name=name, digest=digest[:_DIGEST_LENGTH])
+        super().__init__(CodeDatasetSource(tags=dict(origin)), name=name, digest=digest[:DIGEST_LENGTH])
 
     def _compute_digest(self) -> str:
         raise NotImplementedError("the data path computes it")

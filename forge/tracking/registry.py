@@ -1,5 +1,6 @@
 """The model registry: fetch a version, register a new one, move the alias only to a better one."""
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +13,12 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from forge import paths
 from forge.errors import ModelError
 from forge.tracking import store
+from forge.tracking.datasets import DIGEST_LENGTH
 
 
 @dataclass(frozen=True)
@@ -65,26 +68,54 @@ def _resolve(client: MlflowClient, uri: str) -> str:
     return f"models:/{name}/{version or client.get_model_version_by_alias(name, alias_name).version}"
 
 
-def register(
-    configured: str | None, run_id: str, name: str, step: int, arguments: Mapping[str, Any], tags: Mapping[str, str], description: str
-) -> Version:
-    """Log a pyfunc as a model of the run, at its checkpoint's step, and make it a version of `name`, without an alias."""
+@dataclass(frozen=True)
+class Candidate:
+    """What is to be registered. `arguments` are those of MLflow's pyfunc flavor; `scores` is by source: the loss on it, its digest."""
+
+    run_id: str
+    step: int
+    arguments: Mapping[str, Any]
+    tags: Mapping[str, str]
+    description: str
+    scores: Mapping[str, tuple[float, str]]
+
+
+def register(configured: str | None, name: str, candidate: Candidate) -> Version:
+    """Log a pyfunc as a model of its run, at its checkpoint's step, and make it a version of `name`, without an alias."""
     client = store.connect(configured)
+    run_id = candidate.run_id
     # Without this MLflow takes its default experiment, whose artifacts lie in whatever folder the command was typed in.
     mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
     with warnings.catch_warnings():
         # No input example on purpose: MLflow would load the weights once more to try it.
         warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
-        logged = Model.log(artifact_path=None, name="model", flavor=mlflow.pyfunc, run_id=run_id, step=step, **arguments)
+        logged = Model.log(artifact_path=None, name=name, flavor=mlflow.pyfunc, run_id=run_id, step=candidate.step, **candidate.arguments)
+    for source, (loss, digest) in candidate.scores.items():
+        client.log_metric(
+            run_id,
+            f"release/val_loss/{source}",
+            loss,
+            step=candidate.step,
+            model_id=logged.model_id,
+            dataset_name=source,  # ties the model to its datasets
+            dataset_digest=digest[:DIGEST_LENGTH],
+        )
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version = client.create_model_version(
-        name, source=logged.model_uri, run_id=run_id, model_id=logged.model_id, tags=dict(tags), description=description
+        name,
+        source=logged.model_uri,
+        run_id=run_id,
+        model_id=logged.model_id,
+        tags=dict(candidate.tags),
+        description=candidate.description,
     )
-    return Version(name, str(version.version), dict(tags))
+    # What mlflow.register_model() notes on the model, so that its page shows the version.
+    client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([{"name": name, "version": version.version}])})
+    return Version(name, str(version.version), dict(candidate.tags))
 
 
 @contextmanager
