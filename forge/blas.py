@@ -8,7 +8,7 @@ glibc's allocator gives large blocks back at once and pays for it in page faults
 """
 
 import ctypes
-import importlib.util
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NAMES = ("libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so")
+_CUDA_BACKENDS = ("mlx-cuda-12", "mlx-cuda-13")
 
 _state = "not prepared"
 
@@ -50,13 +51,14 @@ def prepare() -> None:
 
 
 def _has_cuda() -> bool:
-    return any(importlib.util.find_spec(name) is not None for name in ("mlx_cuda", "mlx_cuda_12", "mlx_cuda_13")) or _mlx_lib_has("cuda")
-
-
-def _mlx_lib_has(word: str) -> bool:
-    spec = importlib.util.find_spec("mlx")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    return any(path for place in places for path in Path(place, "lib").glob(f"*{word}*"))
+    """By its distribution: the CUDA backend brings a libmlx.so of the same name as the CPU's."""
+    for name in _CUDA_BACKENDS:
+        try:
+            importlib.metadata.distribution(name)
+            return True
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return False
 
 
 def _keep_freed_memory() -> None:

@@ -116,3 +116,15 @@ def test_it_prepares_once() -> None:
 def test_a_named_library_that_does_not_load_gets_one_line() -> None:
     _, warnings = python("import forge", FORGE_BLAS="libnone.so.0")
     assert len(warnings) == 1 and "libnone.so.0" in warnings[0]
+
+
+@pytest.mark.parametrize("name", ["mlx_cuda_12", "mlx_cuda_13", "mlx_cpu"])
+def test_the_cuda_backend_is_known_by_its_distribution(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wheel holds mlx/lib/libmlx.so, as the CPU's does, and no module of its own."""
+    if blas._has_cuda():
+        pytest.skip("this environment has it")
+    package = tmp_path / f"{name}-0.0.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert blas._has_cuda() is ("cuda" in name)

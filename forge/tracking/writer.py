@@ -29,6 +29,7 @@ class Writer:
         self._client, self._run_id = client, run_id
         self._queue: queue.Queue[Item | None] = queue.Queue()
         self.lost = self.non_finite = 0
+        self._away = False
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
 
@@ -70,13 +71,15 @@ class Writer:
         return batch, []
 
     def _try(self, task: Callable[[], object], size: int) -> None:
-        pauses = () if self.lost else _PAUSES_S  # once something was lost, one try each, until one works
+        pauses = () if self._away else _PAUSES_S  # after a loss one try each, until one works: a close must not take hours
         for pause in (*pauses, None):
             try:
                 task()
+                self._away = False
                 return
             except Exception:
                 if pause is None:
+                    self._away = True
                     self.lost += size
                 else:
                     time.sleep(pause)

@@ -77,7 +77,9 @@ def test_a_linked_folder_is_read_once_and_a_ring_ends(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "b.md").write_text("b")
     (tmp_path / "notes" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "notes" / "deep" / "ring").symlink_to(tmp_path / "notes" / "deep")
-    assert [d.id for d in documents(path=str(tmp_path / "notes"))] == ["deep/a.txt", "linked/b.md"]
+    (tmp_path / "notes" / "top.txt").write_text("top")
+    (tmp_path / "notes" / "deep" / "up").symlink_to(tmp_path / "notes")
+    assert [d.id for d in documents(path=str(tmp_path / "notes"))] == ["deep/a.txt", "linked/b.md", "top.txt"]
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

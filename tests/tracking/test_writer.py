@@ -1,4 +1,5 @@
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -70,6 +71,22 @@ def test_what_fails_for_good_is_counted_and_the_rest_goes_on() -> None:
     w.close()
     assert w.lost == 2
     assert sent(client) == [("a", 3.0, 2)]
+
+
+def test_after_a_loss_each_has_one_try_until_one_works() -> None:
+    """4 tries lose the first and 1 the second; the third works, so the fourth, which fails 3 times, has its 4 tries again."""
+    failures, tries = {1: 9, 2: 9, 3: 0, 4: 3}, dict.fromkeys((1, 2, 3, 4), 0)
+
+    def call(number: int) -> None:
+        tries[number] += 1
+        if tries[number] <= failures[number]:
+            raise ConnectionError("down")
+
+    w = Writer(Client(), "run")  # type: ignore[arg-type]
+    for number in failures:
+        w.call(partial(call, number))
+    w.close()
+    assert tries == {1: 4, 2: 1, 3: 1, 4: 4} and w.lost == 2
 
 
 def test_an_image_goes_after_the_metrics_before_it() -> None:

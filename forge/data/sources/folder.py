@@ -41,7 +41,7 @@ def _files(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise _unreadable(error) from error
 
-    seen: set[str] = set()
+    seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in sorted(folders) if not _known(os.path.join(place, name), seen)]
         yield from (Path(place, name) for name in names if name.lower().endswith(_SUFFIXES))
