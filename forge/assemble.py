@@ -1,4 +1,4 @@
-"""From a checked configuration to the parts of a run: corpus, model, data, plan. What train and release have in common."""
+"""From a checked configuration to the parts of a run: model, data, plan. What train and release have in common."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,6 @@ import mlx.core as mx
 
 from forge import data, models, paths, units
 from forge.config import Config
-from forge.data import Corpus
 from forge.errors import ModelError
 from forge.models import Loaded
 from forge.spec import Data, Fetch, Plan
@@ -17,7 +16,6 @@ from forge.training.schedules import learning_rate
 
 @dataclass(frozen=True)
 class Parts:
-    corpus: Corpus
     loaded: Loaded
     data: Data
     isolated: bool
@@ -34,7 +32,7 @@ def assemble(config: Config, fetch: Fetch) -> Parts:
             f"forge: {loaded.config['model_type']} can't keep packed documents apart, so each has a row to itself: more padding, same loss"
         )
     built = data.build(corpus, config.data, config.evaluation, loaded.tokenizer, config.trainer.micro_batch, config.seed, isolated)
-    return Parts(corpus, loaded, built, isolated)
+    return Parts(loaded, built, isolated)
 
 
 def _check_fit(config: Config, loaded: Loaded) -> None:

@@ -23,7 +23,7 @@ def root() -> Path:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"FORGE_HOME={home}: that is no folder")
         return folder
-    return _CHECKOUT if in_checkout() else Path.cwd()
+    return code()
 
 
 def code() -> Path:

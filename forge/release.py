@@ -23,6 +23,7 @@ from forge.tracking.registry import Candidate, Version
 from forge.training import checkpoint
 from forge.training.evaluate import evaluate
 from forge.training.isolation import forward
+from forge.training.objectives import shift
 
 LOSS, VALID_DIGEST, TOKENIZER_DIGEST = "forge.val_loss", "forge.valid_digest", "forge.tokenizer_digest"
 _LOSS_TOLERANCE = 1e-3  # nats a token, between the checkpoint's own validation loss and the saved model's
@@ -127,11 +128,8 @@ def _loss_of(config: Config, data: Data, bearer: Version, rival: Version) -> flo
 def _logits(model: nn.Module, data: Data) -> mx.array:
     """fp32 logits of the first validation batch of each source, as evaluation computes them."""
     model.eval()
-    logits = [
-        forward(model, mx.array(batches[0].tokens_BT), mx.array(batches[0].segments_BT)).astype(mx.float32).flatten()
-        for batches in data.valid.values()
-    ]
-    joined = mx.concatenate(logits)
+    shifted = [shift(batches[0]) for batches in data.valid.values()]
+    joined = mx.concatenate([forward(model, inputs, segments).astype(mx.float32).flatten() for inputs, _, _, segments in shifted])
     mx.eval(joined)
     return joined
 

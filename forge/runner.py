@@ -134,8 +134,7 @@ def _to_resume(config: Config) -> tuple[str | None, Path | None]:
         return found, None
     folder = Path(config.resume).expanduser()
     if folder.is_dir():
-        found_steps = checkpoint.steps(folder)  # a run's whole folder means its last checkpoint
-        folder = checkpoint.path_of(folder, found_steps[-1]) if found_steps else folder
+        folder = checkpoint.last_in(folder) or folder  # a run's whole folder means its last checkpoint
         return resume.resumable(config.tracking, checkpoint.run_id(folder)), folder
     if "/" in config.resume:
         raise TrackingError(f"resume={config.resume}: there is no such checkpoint folder; use resume=auto or a run's id")

@@ -258,7 +258,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a model came from. `revision` is a commit, a model version or a digest of its configuration."""
+    """Where a model came from. `revision` is a commit, a model version or a digest of its content."""
 
     kind: str
     uri: str
@@ -285,7 +285,3 @@ def series(history: History, key: str) -> tuple[list[int], list[float]]:
     """The steps and values at which `key` was emitted."""
     points = [(step, metrics[key]) for step, metrics in history if key in metrics]
     return [step for step, _ in points], [value for _, value in points]
-
-
-def batches_of(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -15,7 +15,7 @@ from forge.data.mix import Mixture
 from forge.data.pack import PackedRows
 from forge.data.split import Split, split
 from forge.errors import DataError
-from forge.spec import Batch, Data, DataSpec, Document, EvaluationSpec, Ledger, batches_of
+from forge.spec import Batch, Data, DataSpec, Document, EvaluationSpec, Ledger
 
 
 class Tokenizer(Protocol):
@@ -55,7 +55,6 @@ def build(
     valid: dict[str, tuple[Batch, ...]] = {}
     counts: dict[str, float] = {}
     valid_bytes: dict[str, int] = {}
-    unigrams: dict[str, float] = {}
     token_counts = np.zeros(0, dtype=np.int64)
     validation: dict[str, list[np.ndarray]] = {}
 
@@ -72,14 +71,13 @@ def build(
         validation[name] = [tokens for _, tokens in held_out]
         valid_bytes[name] = sum(len(d.text.encode("utf-8", "surrogatepass")) for d, _ in held_out)
         rows = PackedRows(validation[name], [d.id for d, _ in held_out], row, isolated)
-        valid[name] = tuple(rows.batch(chunk) for chunk in batches_of(range(len(rows)), batch_rows))
+        numbers = range(len(rows))
+        valid[name] = tuple(rows.batch(numbers[start : start + batch_rows]) for start in range(0, len(rows), batch_rows))
         counts |= _count(name, side, documents, train[name], validation[name])
 
-    for name, documents in validation.items():
-        unigrams[name] = unigram.loss(token_counts, documents)
     mixture = Mixture(train, corpus.weights, batch_rows, seed)
     used = [rows for name, rows in train.items() if corpus.weights[name] > 0]
-    total = sum(w for w in corpus.weights.values())
+    total = sum(corpus.weights.values())
     counts |= {f"data/{name}/weight": weight / total for name, weight in corpus.weights.items()}
     return Data(
         train=mixture,
@@ -87,7 +85,7 @@ def build(
         ledger=_ledger(corpus, counts, validation, f"rows of {row}"),
         epoch_tokens=int(sum(rows.targets.sum() for rows in used)),
         tokens_per_row=mixture.tokens_per_row,
-        unigram=unigrams,
+        unigram={name: unigram.loss(token_counts, documents) for name, documents in validation.items()},
         valid_bytes=valid_bytes,
     )
 

@@ -1,4 +1,4 @@
-"""A source's side (train or validation) as an MLflow dataset: name, digest and counts."""
+"""A source of documents as an MLflow dataset: name, digest and counts."""
 
 import json
 from collections.abc import Mapping

@@ -43,8 +43,8 @@ def fetch(configured: str | None, uri: str) -> tuple[Path, str]:
     client = store.connect(configured)
     try:
         version = _resolve(client, uri)
-        local = client.tracking_uri.startswith("sqlite:")
-        downloaded = Path(mlflow.artifacts.download_artifacts(artifact_uri=version, dst_path=None if local else _cached(version)))
+        place = None if store.local_folder(client.tracking_uri) else _cached(version)
+        downloaded = Path(mlflow.artifacts.download_artifacts(artifact_uri=version, dst_path=place))
     except (MlflowException, OSError) as error:
         raise ModelError(f"model.uri={uri}: {str(error).splitlines()[0]}; `mlflow ui` lists the models that there are") from error
     found = sorted(downloaded.rglob("config.json"))

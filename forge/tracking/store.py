@@ -60,13 +60,13 @@ def page(configured: str | None, run_id: str) -> tuple[str, str]:
 def prefix(configured: str | None) -> str:
     """What to put before an `mlflow …` command so that it finds the store: its folder, or its address without a password."""
     where = uri(configured)
-    folder = _folder(where)
+    folder = local_folder(where)
     if folder and where == f"sqlite:///{folder / 'mlflow.db'}":
         return f"cd {shlex.quote(str(folder))} && "
     return f"MLFLOW_TRACKING_URI={shlex.quote(_shown(where))} "
 
 
-def _folder(where: str) -> Path | None:
+def local_folder(where: str) -> Path | None:
     """The folder of a local store's file."""
     return Path(where.removeprefix("sqlite:///")).absolute().parent if where.startswith("sqlite:") else None
 
@@ -77,7 +77,7 @@ def _shown(where: str) -> str:
 
 def _alone(where: str) -> AbstractContextManager[object]:
     """One process at a time on a local store's file; a server looks after itself."""
-    return lock(f"store-{sha256(where.encode()).hexdigest()[:8]}") if _folder(where) else nullcontext()
+    return lock(f"store-{sha256(where.encode()).hexdigest()[:8]}") if local_folder(where) else nullcontext()
 
 
 def experiment(client: MlflowClient, name: str) -> str:
@@ -85,7 +85,7 @@ def experiment(client: MlflowClient, name: str) -> str:
     with _alone(client.tracking_uri):
         found = client.get_experiment_by_name(name)
         if found is None:
-            folder = _folder(client.tracking_uri)
+            folder = local_folder(client.tracking_uri)
             return str(client.create_experiment(name, artifact_location=(folder / "mlruns" / "artifacts").as_uri() if folder else None))
     if found.lifecycle_stage == "deleted":
         raise TrackingError(f"experiment {name!r} was deleted in MLflow; restore it there, or choose another tracking.experiment")

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,7 @@ class Store:
         return max(steps(self.folder), default=0)
 
     def last(self) -> Path | None:
-        found = steps(self.folder)
-        return path_of(self.folder, found[-1]) if found else None
+        return last_in(self.folder)
 
     def best(self) -> tuple[Path, float] | None:
         """The saved checkpoint with the lowest validation loss, the earlier of equals."""
@@ -148,9 +147,11 @@ def verify(checkpoint: Path) -> None:
 
 
 def run_id(checkpoint: Path) -> str:
-    """The run that saved it. Raises TrainingError."""
-    verify(checkpoint)
-    return str(_read_state(checkpoint)["run_id"])
+    """The run that saved it. Raises TrainingError where no checkpoint lies; resume verifies the rest."""
+    try:
+        return str(_read_state(checkpoint)["run_id"])
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainingError(f"{checkpoint}: not a whole checkpoint ({error})") from error
 
 
 def step_of(checkpoint: Path) -> int:
@@ -160,6 +161,12 @@ def step_of(checkpoint: Path) -> int:
 def steps(folder: Path) -> list[int]:
     """The steps of the whole checkpoints in `folder`, ascending."""
     return sorted(step_of(path) for path in folder.glob("step-*") if (path / "sha256.json").is_file())
+
+
+def last_in(folder: Path) -> Path | None:
+    """The last whole checkpoint in `folder`."""
+    found = steps(folder)
+    return path_of(folder, found[-1]) if found else None
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -173,7 +180,7 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
 def _write(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer, state: State, origin: Mapping[str, Any]) -> None:
     mx.save_safetensors(str(folder / "weights.safetensors"), flat(model.trainable_parameters()))
     mx.save_safetensors(str(folder / "optimizer.safetensors"), flat(optimizer.state))
-    fields = asdict(state)
+    fields = dict(vars(state))  # asdict() would copy the whole history
     (folder / "history.json").write_text(json.dumps(fields.pop("history")))
     (folder / "state.json").write_text(json.dumps({**fields, **origin}))
     (folder / "sha256.json").write_text(json.dumps({path.name: _sha256(path) for path in sorted(folder.iterdir())}))
