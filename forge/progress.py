@@ -1,11 +1,20 @@
-"""Training in the terminal: a bar where there is one, plain lines where output goes to a file."""
+"""Training and long preparations in the terminal: a bar where there is one, plain lines where output goes to a file."""
 
 import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from forge.spec import Metrics
 
@@ -63,3 +72,41 @@ class Display:
             return "–"
         seconds = round((now - self._started) / done * (self._total - step))
         return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+class Work:
+    """A context manager around work on `total` bytes (None: unknown): done(bytes) moves it on. What takes no time shows nothing."""
+
+    def __init__(self, what: str, total: int | None = None):
+        self._what, self._total, self._done = what, total, 0
+        self._started = self._last_line = time.monotonic()
+        console = Console()
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._lines = not console.is_terminal
+        self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> "Work":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def done(self, size: int) -> None:
+        self._done += size
+        self._bar.update(self._task, completed=self._done)
+        now = time.monotonic()
+        if self._lines and now - self._last_line > _LINE_EVERY_S:
+            self._last_line = now
+            rate = self._done / (now - self._started)
+            of = f" of {self._total / 1e6:,.0f}" if self._total else ""
+            print(f"{self._what}: {self._done / 1e6:,.0f}{of} MB, {rate / 1e6:.1f} MB/s", flush=True)

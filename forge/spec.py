@@ -6,13 +6,14 @@ Specs (…Spec) are what the YAML of a group must hold. They are pydantic datacl
 type, range and unknown key; forge.config does the reporting.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as checked
 
 from forge import units
@@ -43,6 +44,9 @@ def _cadence(value: Any) -> Any:
 Duration = Annotated[str, BeforeValidator(_duration)]
 Cadence = Annotated[Duration, AfterValidator(_cadence)]
 Length = Annotated[Duration, AfterValidator(_length)]
+Share = Annotated[float, Field(ge=0, le=1)]
+OverLength = Literal["error", "drop", "split", "truncate_left", "truncate_right"]
+Mask = Literal["all", "assistant", "last"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -57,24 +61,72 @@ Fetch = Callable[[str], tuple[Path, str]]  # a registered model's uri -> its fol
 
 @checked(frozen=True, config=_STRICT)
 class SourceSpec:
-    """One named source of documents. `weight` is its share of the training tokens, relative to the other sources'."""
+    """One named source of rows. `weight` is its share of the training tokens, relative to the other sources'.
+
+    `max_epochs`: after so many passes the other sources go on without it. `over_length`: what becomes of a row with more tokens
+    than fit; truncate_right keeps its beginning.
+    """
 
     source: dict[str, Any]
     weight: Annotated[float, Field(ge=0)] = 1.0
+    max_epochs: Annotated[float, Field(gt=0)] | None = None
+    over_length: OverLength = "split"
+
+
+@checked(frozen=True, config=_STRICT)
+class NearSpec:
+    """Rows whose word shingles (`shingle` words) overlap by `threshold` (Jaccard) or more count as one; `permutations` of MinHash tell."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)]
+    permutations: Annotated[int, Field(ge=16, le=1024)]
+    shingle: Annotated[int, Field(ge=1, le=20)]
+
+
+@checked(frozen=True, config=_STRICT)
+class LimitsSpec:
+    """What a source may come to before the run is stopped; null: no limit. Shares are of rows, but of tokens for `cut_share`,
+    and of positions for `padding_share`. `epochs`: passes over the source in the whole run."""
+
+    bad_share: Share | None = None
+    dropped_share: Share | None = None
+    duplicate_share: Share | None = None
+    cut_share: Share | None = None
+    padding_share: Share | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
 
 
 @checked(frozen=True, config=_STRICT)
 class DataSpec:
-    """`sequence_length`: positions (tokens) that the model sees at once. `valid_fraction`: share of the documents kept for validation.
+    """`sequence_length`: positions (tokens) that the model sees at once. `valid_fraction`, `test_fraction`: shares of the rows kept aside.
 
     `split_seed` decides which; it is apart from the run's seed, so that runs with other seeds are compared on the same tokens.
+    `mask`: the turns of a conversation that are learnt from. `template`: a chat template in place of the tokenizer's own.
+    `packing` auto: several documents a row where the model can keep them apart, else rows of like length.
+    `cache_gb`: how large tokenised data may grow on disk before what was used longest ago is removed.
     """
 
     sources: dict[str, SourceSpec]
     sequence_length: Annotated[int, Field(ge=8)]
     valid_fraction: Annotated[float, Field(gt=0, lt=1)]
     split_seed: Annotated[int, Field(ge=0, lt=2**32)]
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mask: Mask = "assistant"
+    template: str | None = None
+    bad_rows: Literal["error", "skip"] = "error"
+    filters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    near_duplicates: NearSpec | None = None
+    packing: Literal["auto", "pack", "bucket"] = "auto"
+    limits: LimitsSpec = field(default_factory=LimitsSpec)
+    cache_gb: Annotated[float, Field(gt=0)] = 20.0
     path: str | None = None
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> "DataSpec":
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"valid_fraction and test_fraction come to {self.valid_fraction + self.test_fraction:g}, which leaves no row to train on"
+            )
+        return self
 
 
 @checked(frozen=True, config=_STRICT)
@@ -153,6 +205,59 @@ class Document:
             object.__setattr__(self, "key", self.text)
 
 
+Message = Mapping[str, Any]  # role (system, user, assistant, tool), content, and what templates know besides: tool_calls, name, …
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row of turns. `tools` are the functions that the assistant may call, as JSON schemas. Equal turns and tools are duplicates."""
+
+    id: str
+    messages: tuple[Message, ...]
+    origin: str
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What is said, without roles: what filters look at."""
+        return "\n\n".join(m["content"] for m in self.messages if m.get("content"))
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.messages, self.tools], sort_keys=True, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One row of a prompt with answers that were preferred or not; one of the two may be empty (a labelled answer, as KTO takes it)."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    origin: str
+
+    @property
+    def text(self) -> str:
+        return "\n\n".join(m["content"] for m in (*self.prompt, *self.chosen, *self.rejected) if m.get("content"))
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.prompt, self.chosen, self.rejected], sort_keys=True, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that can't be used. `origin` is file and line, `reason` a short code for counting, `detail` what is wrong and what to do."""
+
+    origin: str
+    reason: str
+    detail: str
+
+
+Row = Document | Conversation | Preference | BadRow  # what sources yield, each row in the order of the files
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of packed documents.
@@ -161,12 +266,14 @@ class Batch:
     mask_BT     bool. True where the token is a target: a loss is taken for predicting it from what stands before it.
     segments_BT int32. 1, 2, … for the documents of a row in order, 0 for padding. No position sees another segment.
     row_ids     where each row came from, for error messages.
+    sources     each row's source.
     """
 
     tokens_BT: np.ndarray
     mask_BT: np.ndarray
     segments_BT: np.ndarray
     row_ids: tuple[str, ...]
+    sources: tuple[str, ...] = ()
 
     @property
     def targets(self) -> int:
@@ -189,19 +296,26 @@ class Ledger:
     """Every count of the data path, by name.
 
     `digest` identifies all the text, `valid_digest` the validation tokens: losses are comparable where it is equal.
+    `examples`: by source, some of the rows that were not used: (where, reason, detail). `packing` says how rows are made, and why.
     """
 
     counts: Mapping[str, float]
     digest: str
     valid_digest: str
     source_digests: Mapping[str, str]
+    tokenizer_digest: str = ""
+    template_digest: str = ""
+    examples: Mapping[str, Sequence[tuple[str, str, str]]] = field(default_factory=dict)
+    packing: str = ""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What data.build() returns. By source: fixed validation batches, the loss of a unigram model on them (nats a target), their bytes.
+    """What data.build() returns. By source: fixed validation and test batches, the loss of a unigram model on validation (nats a
+    target), its bytes, and the lengths in tokens of the rows in use.
 
     `epoch_tokens` (targets in one pass over all sources in use) and `tokens_per_row` (mean targets) turn durations into steps.
+    `max_batches`: where every source has a cap on its epochs, the batches until all are used up.
     """
 
     train: Batches
@@ -211,6 +325,9 @@ class Data:
     tokens_per_row: float
     unigram: Mapping[str, float]
     valid_bytes: Mapping[str, int]
+    test: Mapping[str, tuple[Batch, ...]] = field(default_factory=dict)
+    lengths: Mapping[str, np.ndarray] = field(default_factory=dict)
+    max_batches: int | None = None
 
 
 # ---- training ---------------------------------------------------------------------------------------------------------
