@@ -4,6 +4,7 @@ Python files are parsed, not imported; modules compiled into the interpreter are
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+from forge.data.sources import PYTHON, Fixed
 from forge.spec import Document
 
 # Tests of the library and vendored installers are not its documentation.
@@ -28,18 +30,29 @@ def stdlib() -> Iterable[Document]:
     Public: no part of the dotted name starts with an underscore, save __init__ modules. One docstring that stands in several
     places (posixpath and ntpath, say) has one `key`, so that it counts as a duplicate.
     """
-    yield from _parsed(Path(sysconfig.get_paths()["stdlib"]))
-    for name in sorted(sys.builtin_module_names):
-        if not name.startswith("_"):
-            yield from _inspected(importlib.import_module(name))
+    return Fixed(_stdlib, PYTHON)
 
 
 def reference() -> Iterable[Document]:
     """The topics of the language reference that help() shows ("for", "OPERATORS", …)."""
+    return Fixed(_reference, PYTHON)
+
+
+@functools.cache
+def _stdlib() -> tuple[Document, ...]:
+    builtin = [name for name in sorted(sys.builtin_module_names) if not name.startswith("_")]
+    inspected = (document for name in builtin for document in _inspected(importlib.import_module(name)))
+    return (*_parsed(Path(sysconfig.get_paths()["stdlib"])), *inspected)
+
+
+@functools.cache
+def _reference() -> tuple[Document, ...]:
     from pydoc_data import topics
 
-    for name, text in sorted(topics.topics.items()):
-        yield Document(id=f"reference/{name}", text=text.strip() + "\n", origin="pydoc_data.topics")
+    return tuple(
+        Document(id=f"reference/{name}", text=text.strip() + "\n", origin="pydoc_data.topics")
+        for name, text in sorted(topics.topics.items())
+    )
 
 
 def _parsed(folder: Path) -> Iterator[Document]:
