@@ -1,38 +1,59 @@
 """From a checked configuration to the parts of a run: model, data, plan. What train and release have in common."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from forge import data, models, paths, units
 from forge.config import Config
-from forge.errors import ModelError
+from forge.data.cache import Cache
+from forge.data.encode import Encoder
+from forge.data.templates import named
+from forge.errors import DataError, ModelError
 from forge.models import Loaded
-from forge.spec import Data, Fetch, Plan
+from forge.spec import Data, Fetch, Ledger, Plan
 from forge.training.checkpoint import Store
 from forge.training.isolation import keeps_apart
 from forge.training.schedules import learning_rate
+
+_LONGEST_MASK = 4096  # tokens: a mask given as an array costs Metal's backward pass memory by the square of it
 
 
 @dataclass(frozen=True)
 class Parts:
     loaded: Loaded
     data: Data
-    isolated: bool
 
 
 def assemble(config: Config, fetch: Fetch) -> Parts:
     """Read the documents, load the model, build the batches. Raises DataError and ModelError."""
-    corpus = data.read(config.data, config.sources)
+    cache = Cache(paths.cache() / "data", config.data.cache_gb)
+    corpus = data.read(config.data, config.sources, config.filters, cache)
     loaded = models.load(config.model, config.adapter, corpus.training_texts, config.seed, fetch)
     _check_fit(config, loaded)
-    isolated = keeps_apart(loaded.model)
-    if not isolated:
-        print(
-            f"forge: {loaded.config['model_type']} can't keep packed documents apart, so each has a row to itself: more padding, same loss"
-        )
-    built = data.build(corpus, config.data, config.evaluation, loaded.tokenizer, config.trainer.micro_batch, config.seed, isolated)
-    return Parts(loaded, built, isolated)
+    packing = _packing(config, loaded)
+    if not packing.startswith("packed"):
+        print(f"forge: rows are {packing}")
+    template = named(config.data.template)
+    if template is not None:
+        loaded.tokenizer.chat_template = template  # what is trained with is saved, and served
+    encoder = Encoder(loaded.tokenizer, template, config.data.mask)
+    built = data.build(corpus, config.data, config.evaluation, encoder, cache, config.trainer.micro_batch, config.seed, packing)
+    return Parts(loaded, built)
+
+
+def _packing(config: Config, loaded: Loaded) -> str:
+    """How rows are made, and why. Raises ModelError where packing is asked for and the model would mix documents."""
+    wanted, kind = config.data.packing, loaded.config["model_type"]
+    if wanted == "bucket":
+        return "bucketed by length: data.packing is bucket"
+    if not keeps_apart(loaded.model):
+        if wanted == "pack":
+            raise ModelError(f"data.packing=pack: {kind} can't keep packed documents apart; set data.packing to auto or bucket")
+        return f"bucketed by length: {kind} can't keep packed documents apart"
+    if wanted == "auto" and config.data.sequence_length > _LONGEST_MASK and mx.default_device() != mx.Device(mx.cpu):
+        return f"bucketed by length: above {_LONGEST_MASK} tokens the mask of packed documents takes too much memory on a GPU"
+    return f"packed: {kind} keeps packed documents apart"
 
 
 def _check_fit(config: Config, loaded: Loaded) -> None:
@@ -51,6 +72,11 @@ def plan(config: Config, built: Data, peak: float) -> Plan:
     trainer = config.trainer
     per_step = built.tokens_per_row * trainer.micro_batch * trainer.accumulate
     total = max(1, units.to_steps(trainer.budget, units.Clock(per_step, built.epoch_tokens)))
+    if built.max_batches is not None and total * trainer.accumulate > built.max_batches:
+        raise DataError(
+            f"trainer.budget={trainer.budget}: {total} steps need {total * trainer.accumulate} batches, and max_epochs leaves "
+            f"{built.max_batches}; raise a source's max_epochs or shorten the budget"
+        )
     clock = units.Clock(per_step, built.epoch_tokens, total)
     warmup, cooldown = units.to_steps(config.schedule.warmup, clock), units.to_steps(config.schedule.cooldown, clock)
     return Plan(
@@ -63,6 +89,15 @@ def plan(config: Config, built: Data, peak: float) -> Plan:
         seed=config.seed,
         lr=learning_rate(config.shape, peak, total, warmup, cooldown),
     )
+
+
+def planned(built: Data, steps: Plan) -> Ledger:
+    """The ledger with how often the run will go through each source."""
+    train, cursor = built.train, built.train.cursor
+    train.cursor = steps.total_steps * steps.accumulate
+    epochs = {f"data/{name}/epochs_planned": value for name, value in train.epochs().items()}
+    train.cursor = cursor
+    return replace(built.ledger, counts={**built.ledger.counts, **epochs})
 
 
 def store_of(config: Config, parts: Parts, run_id: str) -> Store:

@@ -14,7 +14,7 @@ from forge import binding, spec
 from forge.errors import ConfigError
 
 # What decides where results go, and not which results they are.
-_NOT_IDENTITY = ("name", "resume", "tracking", "release", "sweep", "allowed_targets")
+_NOT_IDENTITY = ("name", "resume", "tracking", "release", "sweep", "allowed_targets", "data.limits", "data.cache_gb")
 
 _SPECS: dict[str, type] = {
     "data": spec.DataSpec,
@@ -65,6 +65,7 @@ class Config:
     optimizer: Callable[..., Any]
     shape: Callable[[float], float]
     sources: Mapping[str, Callable[..., Any]]
+    filters: Mapping[str, Callable[..., Any]]
     callbacks: Mapping[str, Any]
     data: spec.DataSpec
     schedule: spec.ScheduleSpec
@@ -90,8 +91,12 @@ def check(config: DictConfig) -> Config:
 
 def identity(resolved: Mapping[str, Any]) -> str:
     """A hash (16 hex digits) of every setting that can change a result; runs that share it are the same experiment."""
-    relevant = {key: value for key, value in resolved.items() if key not in _NOT_IDENTITY}
+    relevant = {key: _relevant(key, value) for key, value in resolved.items() if key not in _NOT_IDENTITY}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _relevant(group: str, value: Any) -> Any:
+    return {key: v for key, v in value.items() if f"{group}.{key}" not in _NOT_IDENTITY} if isinstance(value, dict) else value
 
 
 def bind(config: DictConfig, problems: binding.Problems) -> Config | None:
@@ -119,6 +124,8 @@ def bind(config: DictConfig, problems: binding.Problems) -> Config | None:
         found["shape"] = binding.target(found["schedule"].shape, "schedule.shape", problems, allowed)
     if found.get("data"):
         named = found["data"].sources.items()
+        nodes = found["data"].filters.items()
+        found["filters"] = {name: binding.target(node, f"data.filters.{name}", problems, allowed) for name, node in nodes}
         found["sources"] = {name: binding.target(s.source, f"data.sources.{name}.source", problems, allowed) for name, s in named}
         if not any(s.weight > 0 for _, s in named):
             problems.add("data.sources", "no source has a weight above 0")

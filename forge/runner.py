@@ -8,15 +8,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from forge.assemble import Parts, assemble, plan, store_of
+from forge.assemble import Parts, assemble, plan, planned, store_of
 from forge.config import Config
-from forge.errors import ConfigError, TrackingError
+from forge.data import ledger
+from forge.errors import ConfigError, DataError, TrackingError
 from forge.models import device, trainable_parameters
 from forge.progress import Display
 from forge.release import Released, release
+from forge.reports import lengths
 from forge.reports.dashboard import draw
 from forge.signals import Interrupts
-from forge.spec import History, Plan, Result, RunFacts, Snapshot, series
+from forge.spec import History, Ledger, Plan, Result, RunFacts, Snapshot, series
 from forge.tracking import provenance, registry, resume, store
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
@@ -43,8 +45,12 @@ def train(config: Config, overrides: list[str]) -> Outcome:
         _record_configuration(run, config, overrides)
         parts = assemble(config, partial(registry.fetch, config.tracking.uri))
         optimizer = config.optimizer()
-        steps = plan(config, parts.data, _peak(optimizer))
-        _record_parts(run, config, parts, steps)
+        steps = plan(config, parts.data, peak(optimizer))
+        account = planned(parts.data, steps)
+        _record_parts(run, config, parts, steps, account)
+        _refuse_pairs(account)
+        if broken := ledger.broken(account, config.data.limits):
+            raise DataError("\n".join(broken))
         checkpoints = store_of(config, parts, run.id)
         facts = _facts(config, run, steps, parts)
         first = checkpoint.step_of(named_checkpoint) if named_checkpoint else checkpoints.last_step()
@@ -79,7 +85,7 @@ def train(config: Config, overrides: list[str]) -> Outcome:
             run.tags({"forge.stop_reason": result.reason})
             if config.tracking.dashboard:
                 run.figure(picture(result.history, result.reason), "dashboard.png")
-        run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step})
+        run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step} | _realised(result))
         print(f"{result.reason}; best validation loss {result.best_loss:.4f} at step {result.best_step}")
         released = None
         if config.release.enabled and not run.parent:  # a sweep chooses among its children
@@ -90,7 +96,21 @@ def train(config: Config, overrides: list[str]) -> Outcome:
     return Outcome(run.id, parts.data.ledger.valid_digest, result, released)
 
 
-def _peak(optimizer: Any) -> float:
+def _realised(result: Result) -> dict[str, float]:
+    """Each source's share of all target tokens that were trained on."""
+    prefix = "train/share/"
+    last = {key: value for _, metrics in result.history for key, value in metrics.items() if key.startswith(prefix)}
+    return {f"data/{key.removeprefix(prefix)}/share_realised": value for key, value in last.items()}
+
+
+def _refuse_pairs(account: Ledger) -> None:
+    """Raises DataError for preference pairs in use: this objective would learn the chosen answers and never see the others."""
+    for name in account.source_digests:
+        if account.counts.get(f"data/{name}/rows_pairs") and account.counts[f"data/{name}/weight"]:
+            raise DataError(f"source {name!r} holds preference pairs, and the objective learns from text; set data.sources.{name}.weight=0")
+
+
+def peak(optimizer: Any) -> float:
     try:
         return float(optimizer.learning_rate)
     except KeyError as error:
@@ -150,14 +170,16 @@ def _record_configuration(run: Run, config: Config, overrides: list[str]) -> Non
     run.params(_curated(config))
 
 
-def _record_parts(run: Run, config: Config, parts: Parts, steps: Plan) -> None:
-    run.data(parts.data.ledger, {name: s.source for name, s in config.data.sources.items()})
+def _record_parts(run: Run, config: Config, parts: Parts, steps: Plan, account: Ledger) -> None:
+    run.data(account, {name: s.source for name, s in config.data.sources.items()})
+    run.table(ledger.table(account), "data/ledger_table.json")
+    run.figure(lengths.draw(parts.data.lengths, config.data.sequence_length), "data/lengths.png")
     run.tags({"forge.base": str(parts.loaded.lineage)})
     run.params(
         {
             "model.trainable_parameters": trainable_parameters(parts.loaded.model),
             "trainer.total_steps": steps.total_steps,
-            "data.isolated": parts.isolated,
+            "data.packing": parts.data.ledger.packing,
         }
     )
     run.summary(baseline(parts.data))

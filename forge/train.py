@@ -9,32 +9,25 @@ from omegaconf import DictConfig
 
 from forge import jobs
 from forge.config import check
-from forge.errors import ForgeError, Stopped
+from forge.entry import entry
 
 
 def main(argv: list[str]) -> int:
     """The exit code: 0, the error's own, or 128 + the signal's number."""
-    try:
-        asked = jobs.preflight(argv)
-        if asked is None or asked.show:
-            jobs.launch(lambda _: None, asked.argv if asked else argv)
-            return 0
-        if asked.multirun:
-            from forge.sweep.parent import sweep
+    return entry(_train, argv, interrupted="interrupted before a run was opened")
 
-            return sweep(asked)
-        jobs.launch(_single, asked.argv)
+
+def _train(argv: list[str]) -> int:
+    asked = jobs.preflight(argv)
+    if asked is None or asked.show:
+        jobs.launch(lambda _: None, asked.argv if asked else argv)
         return 0
-    except ForgeError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
-    except Stopped as stop:
-        print(f"forge: {stop}; what was saved is kept, and resume=auto goes on from it", file=sys.stderr)
-        return stop.exit_code
-    except KeyboardInterrupt:
-        print("forge: interrupted before a run was opened", file=sys.stderr)
-        return 130
+    if asked.multirun:
+        from forge.sweep.parent import sweep
+
+        return sweep(asked)
+    jobs.launch(_single, asked.argv)
+    return 0
 
 
 def _single(composed: DictConfig) -> None:

@@ -1,14 +1,19 @@
 """What several test folders need: a model that trains in milliseconds, and data for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import forge  # noqa: F401  (before mlx)
 from forge import data
+from forge.data.cache import Cache
+from forge.data.encode import Encoder
+from forge.data.pack import PackedRows
+from forge.data.tokens import Sequences
 from forge.models import Loaded, scratch
-from forge.spec import Data, DataSpec, Document, EvaluationSpec, SourceSpec
+from forge.spec import Data, DataSpec, Document, EvaluationSpec, OverLength, SourceSpec
 
 _SENTENCES = (
     "the cat sat on the mat and looked at the hill",
@@ -36,8 +41,29 @@ def make_tiny_model() -> Callable[..., Loaded]:
     return make
 
 
+@pytest.fixture(scope="session")
+def pack_rows() -> Callable[..., PackedRows]:
+    """pack_rows(documents, ids, row, …): one source's rows from lists of tokens, `row` tokens wide; targets: beside each, which are."""
+
+    def make(
+        documents: Sequence[Sequence[int]],
+        ids: Sequence[str],
+        row: int,
+        isolated: bool = True,
+        policy: OverLength = "split",
+        targets: Sequence[Sequence[bool]] | None = None,
+        name: str = "a",
+    ) -> PackedRows:
+        joined = np.concatenate([np.asarray(document, dtype=np.int32) for document in documents])
+        mask = None if targets is None else np.concatenate([np.asarray(each, dtype=bool) for each in targets])
+        borders = np.cumsum([0, *map(len, documents)])
+        return PackedRows(name, Sequences(joined, borders, mask, ids), np.arange(len(documents)), row, isolated, policy)
+
+    return make
+
+
 @pytest.fixture
-def toy_data(make_tiny_model: Callable[..., Loaded]) -> Data:
+def toy_data(make_tiny_model: Callable[..., Loaded], tmp_path_factory: pytest.TempPathFactory) -> Data:
     """Two sources mixed 3 : 1: "short" (120 documents of a line or two) and "long" (12 of about 40 lines), in rows of 33 tokens."""
     sources = {
         "short": lambda: [Document(f"short/{n}", _sentences(n, "short"), "made up") for n in range(120)],
@@ -45,8 +71,9 @@ def toy_data(make_tiny_model: Callable[..., Loaded]) -> Data:
     }
     weights = {"short": SourceSpec({}, 3.0), "long": SourceSpec({}, 1.0)}
     spec = DataSpec(weights, sequence_length=32, valid_fraction=0.25, split_seed=0)
-    corpus = data.read(spec, sources)
-    return data.build(corpus, spec, EvaluationSpec(max_tokens=2000), make_tiny_model().tokenizer, batch_rows=2, seed=0, isolated=True)
+    cache, encoder = Cache(tmp_path_factory.mktemp("cache"), 1.0), Encoder(make_tiny_model().tokenizer)
+    corpus = data.read(spec, sources, {}, cache)
+    return data.build(corpus, spec, EvaluationSpec(max_tokens=2000), encoder, cache, batch_rows=2, seed=0, packing="packed: a test")
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,26 @@
 """What has to fit together before a run is built, and durations turned into steps."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
-from forge.assemble import assemble, plan
+from forge.assemble import assemble, plan, planned
 from forge.config import Config
-from forge.errors import ConfigError, ModelError
+from forge.errors import ConfigError, DataError, ModelError
 from forge.jobs import preflight
 from forge.models import Loaded
 from forge.spec import Data, Document
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORGE_HOME", str(tmp_path))
 
 
 def configured(*overrides: str) -> Config:
@@ -66,3 +75,59 @@ def test_durations_become_steps(toy_data: Data) -> None:
 def test_a_warm_up_as_long_as_the_run_is_refused(toy_data: Data) -> None:
     with pytest.raises(ConfigError, match="20 warm-up and 0 cool-down steps leave none of the run's 20"):
         plan(configured("trainer.budget=20 steps", "schedule.warmup=20 steps"), toy_data, peak=0.5)
+
+
+class Leaky(nn.Module):
+    """Each position sees the mean of all before it, whatever it is told about documents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layers = nn.Embedding(288, 8), []
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        return self.embedding.as_linear(mx.cumsum(self.embedding(tokens), axis=1))
+
+
+def leaky(make_tiny_model: Callable[..., Loaded]) -> Callable[..., Loaded]:
+    return lambda *_: dataclasses.replace(make_tiny_model(), model=Leaky(), config={"model_type": "leaky"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "packing"),
+    [
+        ([], "packed: qwen3 keeps packed documents apart"),
+        (["data.packing=pack"], "packed: qwen3 keeps packed documents apart"),
+        (["data.packing=bucket"], "bucketed by length: data.packing is bucket"),
+    ],
+)
+def test_a_model_that_keeps_documents_apart_gets_packed_rows(make_tiny_model: Any, overrides: list[str], packing: str) -> None:
+    data = built(lambda *_: make_tiny_model(), "data.sequence_length=80", *overrides).data
+    assert data.ledger.packing == packing
+    assert (data.train.next().segments_BT.max() > 1) == packing.startswith("packed")
+
+
+def test_a_model_that_mixes_documents_gets_a_row_for_each(make_tiny_model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    data = built(leaky(make_tiny_model)).data
+    assert data.train.next().segments_BT.max() == 1
+    assert "rows are bucketed by length: leaky can't keep packed documents apart" in capsys.readouterr().out
+    with pytest.raises(ModelError, match=r"data\.packing=pack: leaky can't keep packed documents apart; set data\.packing to auto"):
+        built(leaky(make_tiny_model), "data.packing=pack")
+
+
+def test_a_budget_beyond_the_cap_on_epochs_is_refused(make_tiny_model: Any) -> None:
+    caps = [f"data.sources.{name}.max_epochs=2" for name in ("stdlib", "reference")]
+    data = built(lambda *_: make_tiny_model(), *caps).data
+    assert data.max_batches
+    fitting = f"trainer.budget={data.max_batches} steps"
+    account = planned(data, plan(configured(fitting), data, peak=0.5))
+    assert all(0 < account.counts[f"data/{name}/epochs_planned"] <= 2 for name in ("stdlib", "reference"))
+    assert data.train.cursor == 0
+    with pytest.raises(DataError, match=rf"need {data.max_batches + 1} batches, and max_epochs leaves {data.max_batches}; raise"):
+        plan(configured(f"trainer.budget={data.max_batches + 1} steps"), data, peak=0.5)
+
+
+def test_the_template_that_is_trained_with_is_the_tokenizers_from_then_on(make_tiny_model: Any) -> None:
+    """So it is saved with the model, and served."""
+    parts = built(lambda *_: make_tiny_model(), "data.template=simple")
+    assert parts.loaded.tokenizer.chat_template
+    assert parts.data.ledger.template_digest

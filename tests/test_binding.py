@@ -209,7 +209,7 @@ def test_names_are_those_of_the_place_where_the_key_stands() -> None:
 def test_a_source_named_like_a_field_keeps_its_own_names() -> None:
     sources = {"path": {"source": {}, "wieght": 2.0}}
     _, problems = bind_spec(DataSpec, {"sources": sources, "sequence_length": 8, "valid_fraction": 0.1, "split_seed": 0})
-    assert problems == ["x.sources.path.wieght: unknown key; did you mean 'weight'? (valid: source, weight)"]
+    assert problems == ["x.sources.path.wieght: unknown key; did you mean 'weight'? (valid: max_epochs, over_length, source, weight)"]
 
 
 def test_what_is_no_mapping_is_told() -> None:

@@ -16,7 +16,11 @@ FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CON
 OPTIONS = [name for name in FILES if name != "config"]
 
 # Where a part that config.yaml does not list goes to.
-PLACED = {"data/source": "+data/source@data.sources.extra.source"}
+PLACED = {
+    "data/source": "+data/source@data.sources.extra.source",
+    "data/filter": "+data/filter@data.filters.extra",
+    "data/policy": "+data/policy@data",
+}
 FILLED = {"data/source": ["data.path=dummy"]}  # null in the default data, and some sources read it
 
 

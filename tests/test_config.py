@@ -137,7 +137,7 @@ def test_all_problems_are_told_at_once_each_with_path_key_and_nearest_name(home:
         ("trainer.budget", "0 steps", "'0 steps': a run's length is steps, tokens or epochs, and above 0"),
         ("schedule.warmup", "3 percent", "'3 percent' is not a duration"),
         ("schedule.shape.finl", 0.1, "unknown key; did you mean 'final'? (valid: final)"),
-        ("data.sources.stdlib.wieght", 1, "unknown key; did you mean 'weight'? (valid: source, weight)"),
+        ("data.sources.stdlib.wieght", 1, "unknown key; did you mean 'weight'? (valid: max_epochs, over_length, source, weight)"),
         ("data.sources.stdlib.weight", -1, "-1 should be greater than or equal to 0"),
         ("data.sources.stdlib.source.pth", "x", "unknown key"),
         ("data.sources.stdlib.source", {}, "needs a _target_"),
@@ -317,6 +317,8 @@ def test_identity_does_not_depend_on_the_order_of_keys() -> None:
         ("release.enabled", False),
         ("release.alias", "best"),
         ("sweep.release_winner", False),
+        ("data.limits.bad_share", 0.5),
+        ("data.cache_gb", 1.0),
         ("allowed_targets", ["mine."]),
     ],
 )
@@ -329,6 +331,8 @@ def test_where_results_go_is_no_part_of_the_identity(key: str, value: Any) -> No
     [
         ("seed", 1),
         ("data.split_seed", 1),
+        ("data.mask", "last"),
+        ("data.filters", {"length": {"_target_": "forge.data.filters.length", "min_chars": 5}}),
         ("data.sources.stdlib.weight", 5.0),
         ("model.layers", 3),
         ("adapter", {"_target_": "forge.models.adapters.lora", "rank": 1, "alpha": 1.0, "dropout": 0.0, "targets": "mlp", "layers": None}),

@@ -43,7 +43,7 @@ def publish(home: Path, tmp_path: Path, make_tiny_model: Callable[..., Loaded], 
         with run(replace(config.tracking, experiment="release"), "i") as opened:
             saved = Store(tmp_path / opened.id, opened.id, {}).save(loaded.model, optimizer, State(step=3, loss=1.0))
             loss = evaluate(loaded.model, data)["val/loss"]
-            return release(config, Parts(loaded, data, True), saved, opened.id), loss
+            return release(config, Parts(loaded, data), saved, opened.id), loss
 
     return go
 

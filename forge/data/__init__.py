@@ -1,144 +1,164 @@
-"""Documents in, batches and a ledger of counts out. read() needs no tokenizer, build() does.
+"""Rows in, batches and a ledger of counts out. read() needs no tokenizer, build() does.
 
-Cost: one pass over the text and one tokenisation, tokens kept as int32.
+Cost: a first start reads the text once, tokenises it and keeps both results on disk; a later one maps them into
+memory, about a second for a gigabyte of text. Weights, seeds, the split and the sequence length don't tokenise again.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from forge.data import unigram
+from forge.data import ledger, unigram
+from forge.data.cache import Cache
+from forge.data.encode import Encoder
 from forge.data.mix import Mixture
 from forge.data.pack import PackedRows
-from forge.data.split import Split, split
+from forge.data.split import Sides, overlap, split
+from forge.data.survey import Filter, Source, Survey, survey
+from forge.data.tokens import Tokenised, tokenise
 from forge.errors import DataError
-from forge.spec import Batch, Data, DataSpec, Document, EvaluationSpec, Ledger
+from forge.spec import Batch, Data, DataSpec, EvaluationSpec, Ledger
 
-
-class Tokenizer(Protocol):
-    """What the data path asks of a tokenizer; ids are ints. `encode` puts the model's own start token, if it has one, in front."""
-
-    eos_token_id: int
-
-    def encode(self, text: str) -> list[int]: ...
+_TOKENIZER_BYTES = 2**24  # a tokenizer made from the text sees at most this much of it
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents read and split, not yet tokenised."""
+    """Sources surveyed and split, not yet tokenised."""
 
-    splits: Mapping[str, Split]
+    surveys: Mapping[str, Survey]
+    sides: Mapping[str, Sides]
     weights: Mapping[str, float]
 
     def training_texts(self) -> Iterator[str]:
-        """The training text of every source in use, for a tokenizer to be made from."""
-        return (d.text for name, s in self.splits.items() if self.weights[name] > 0 for d in s.train)
+        """The training text of every source in use, or an even part of it, for a tokenizer to be made from."""
+        used = [name for name in self.surveys if self.weights[name] > 0]
+        size = sum(int(self.surveys[name].bytes[self.sides[name].train].sum()) for name in used)
+        share = min(1.0, _TOKENIZER_BYTES / max(size, 1))
+        for name in used:
+            found, train = self.surveys[name], self.sides[name].train
+            wanted = np.zeros(len(found.keys), dtype=bool)
+            wanted[train] = found.keys[train] <= max(share * 2**64, found.keys[train].min())  # keys are hashes; one row at least
+            yield from (row.text for row, asked in zip(found.rows, wanted, strict=True) if asked)
 
 
-def read(spec: DataSpec, sources: Mapping[str, Callable[[], Iterable[Document]]]) -> Corpus:
-    """Read every source, drop exact duplicates, split by document. Raises DataError."""
-    return Corpus(
-        splits=split({name: source() for name, source in sources.items()}, spec.valid_fraction, spec.split_seed),
-        weights={name: s.weight for name, s in spec.sources.items()},
-    )
+def read(spec: DataSpec, sources: Mapping[str, Source], filters: Mapping[str, Filter], cache: Cache) -> Corpus:
+    """Survey every source, drop duplicates, split by row. Raises DataError."""
+    strict = spec.bad_rows == "error"
+    surveys = {name: survey(name, source, filters, spec.near_duplicates, strict, cache) for name, source in sources.items()}
+    return Corpus(surveys, split(surveys, spec, cache), {name: s.weight for name, s in spec.sources.items()})
 
 
 def build(
-    corpus: Corpus, spec: DataSpec, evaluation: EvaluationSpec, tokenizer: Tokenizer, batch_rows: int, seed: int, isolated: bool
+    corpus: Corpus, spec: DataSpec, evaluation: EvaluationSpec, encoder: Encoder, cache: Cache, batch_rows: int, seed: int, packing: str
 ) -> Data:
-    """Tokenise, pack and mix. `isolated`: whether the model keeps packed documents apart; if not, each piece has its own row."""
-    row = spec.sequence_length + 1  # the last token of a row is a target only, the first an input only
-    train: dict[str, PackedRows] = {}
-    valid: dict[str, tuple[Batch, ...]] = {}
-    counts: dict[str, float] = {}
-    valid_bytes: dict[str, int] = {}
-    token_counts = np.zeros(0, dtype=np.int64)
-    validation: dict[str, list[np.ndarray]] = {}
-
-    for name, side in corpus.splits.items():
-        documents = _tokenise(side.train, tokenizer)
-        train[name] = PackedRows(documents, [d.id for d in side.train], row, isolated)
-        if corpus.weights[name] > 0:
-            token_counts = unigram.add(token_counts, documents)
-        if not len(train[name]):
-            raise DataError(f"source {name!r}: no training document has two tokens")
-        held_out = _fixed_validation(side.valid, tokenizer, evaluation.max_tokens)
-        if not held_out:
-            raise DataError(f"source {name!r}: no validation document has two tokens")
-        validation[name] = [tokens for _, tokens in held_out]
-        valid_bytes[name] = sum(len(d.text.encode("utf-8", "surrogatepass")) for d, _ in held_out)
-        rows = PackedRows(validation[name], [d.id for d, _ in held_out], row, isolated)
-        numbers = range(len(rows))
-        valid[name] = tuple(rows.batch(numbers[start : start + batch_rows]) for start in range(0, len(rows), batch_rows))
-        counts |= _count(name, side, documents, train[name], validation[name])
-
-    mixture = Mixture(train, corpus.weights, batch_rows, seed)
-    used = [rows for name, rows in train.items() if corpus.weights[name] > 0]
-    total = sum(corpus.weights.values())
-    counts |= {f"data/{name}/weight": weight / total for name, weight in corpus.weights.items()}
+    """Tokenise, pack and mix. `packing` says how rows are made and why; "pack…": several documents a row. Raises DataError."""
+    packed = packing.startswith("pack")
+    parts = {name: _Part.of(name, corpus, spec, evaluation, encoder, cache, packed) for name in corpus.surveys}
+    used = {name: part for name, part in parts.items() if corpus.weights[name] > 0}
+    caps = {name: s.max_epochs for name, s in spec.sources.items()}
+    mixture = Mixture({name: part.train for name, part in parts.items()}, corpus.weights, batch_rows, seed, caps, not packed)
+    frequencies = np.sum([unigram.count(part.tokens, part.train.documents) for part in used.values()], axis=0)
+    valid = {name: part.batches(part.valid, batch_rows, packed) for name, part in parts.items()}
+    counts = {f"data/{name}/{key}": float(value) for name, part in parts.items() for key, value in part.counts.items()}
+    counts |= {f"data/{name}/weight": weight / sum(corpus.weights.values()) for name, weight in corpus.weights.items()}
+    counts |= {f"data/{name}/padding_share": padding for name, padding in mixture.padding_shares().items()}
+    counts |= {"data/overlap": float(overlap(corpus.surveys, corpus.sides))}
+    digests = {name: found.digest for name, found in corpus.surveys.items()}
+    measured = {name: part.valid_digest for name, part in parts.items()} | {"": f"rows of {spec.sequence_length + 1}"}
     return Data(
         train=mixture,
         valid=valid,
-        ledger=_ledger(corpus, counts, validation, f"rows of {row}"),
-        epoch_tokens=int(sum(rows.targets.sum() for rows in used)),
+        ledger=Ledger(
+            counts=counts,
+            digest=ledger.digest(digests),
+            valid_digest=ledger.digest(measured),
+            source_digests=digests,
+            tokenizer_digest=encoder.digest,
+            template_digest=encoder.template_digest,
+            examples={name: (*corpus.surveys[name].examples, *part.tokens.examples) for name, part in parts.items()},
+            packing=packing,
+        ),
+        epoch_tokens=int(sum(part.train.targets.sum() for part in used.values())),
         tokens_per_row=mixture.tokens_per_row,
-        unigram={name: unigram.loss(token_counts, documents) for name, documents in validation.items()},
-        valid_bytes=valid_bytes,
+        unigram={name: unigram.loss(frequencies, batches) for name, batches in valid.items()},
+        valid_bytes={name: part.valid_bytes for name, part in parts.items()},
+        test={name: part.batches(part.test, batch_rows, packed) for name, part in parts.items() if len(part.test)},
+        lengths={name: part.tokens.sequences.lengths[part.train.documents] for name, part in parts.items()},
+        max_batches=mixture.max_batches,
     )
 
 
-def _tokenise(documents: Iterable[Document], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Each document's ids with the end-of-text token behind them."""
-    return [np.array([*tokenizer.encode(d.text), tokenizer.eos_token_id], dtype=np.int32) for d in documents]
+@dataclass(frozen=True)
+class _Part:
+    """One source: its tokens, the rows of its sides, those that are measured on, and its counts."""
+
+    tokens: Tokenised
+    train: PackedRows
+    valid: PackedRows
+    test: PackedRows
+    valid_bytes: int
+    valid_digest: str
+    counts: Mapping[str, float]
+
+    @staticmethod
+    def of(name: str, corpus: Corpus, spec: DataSpec, evaluation: EvaluationSpec, encoder: Encoder, cache: Cache, packed: bool) -> "_Part":
+        found, sides, policy = corpus.surveys[name], corpus.sides[name], spec.sources[name].over_length
+        tokens = tokenise(found, encoder, spec.bad_rows == "error", cache)
+        row = spec.sequence_length + 1  # the last token of a row is a target only, the first an input only
+
+        def rows(numbers: np.ndarray) -> PackedRows:
+            return PackedRows(name, tokens.sequences, numbers, row, packed, policy)
+
+        whole = {"train": rows(sides.train), "valid": rows(sides.valid), "test": rows(sides.test)}
+        for side, what in (("train", "training"), ("valid", "validation")):
+            if not len(whole[side]):
+                why = ledger.losses(whole[side], getattr(sides, side), tokens)
+                raise DataError(f"source {name!r}: no {what} row has a target ({why}); look at over_length, data.mask and the rows")
+        valid, test = (rows(_measured(whole[side], found.keys, evaluation.max_tokens)) for side in ("valid", "test"))
+        counts = ledger.rows_of(found, sides, tokens, whole) | ledger.tokens_of(found, sides, tokens, whole["train"])
+        counts |= {"rows_evaluated": len(valid.documents), "targets_evaluated": int(valid.targets.sum())}
+        return _Part(tokens, whole["train"], valid, test, _bytes(tokens, valid, encoder), _digest(tokens, valid), counts)
+
+    @staticmethod
+    def batches(rows: PackedRows, size: int, packed: bool) -> tuple[Batch, ...]:
+        """All rows, those of like length together where each holds one document."""
+        numbers = np.arange(len(rows)) if packed else np.argsort(rows.filled, kind="stable")
+        groups = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        return tuple(rows.batch(group.tolist(), None if packed else int(rows.filled[group].max())) for group in groups)
 
 
-def _fixed_validation(documents: Iterable[Document], tokenizer: Tokenizer, max_tokens: int) -> list[tuple[Document, np.ndarray]]:
-    """Whole documents and their ids, in the order of the hash of their key, up to the one that would pass `max_tokens` targets.
+def _measured(rows: PackedRows, keys: np.ndarray, max_tokens: int) -> np.ndarray:
+    """Whole documents, in the order of their keys, up to the one that would pass `max_tokens` targets; at least one.
 
-    At least one. The order is arbitrary but fixed: it favours no folder, no alphabet and no length.
+    The order is arbitrary but fixed, since keys are hashes: it favours no folder, no alphabet and no length.
     """
-    kept: list[tuple[Document, np.ndarray]] = []
-    targets = 0
-    for document in sorted(documents, key=lambda d: hashlib.sha256(d.key.encode("utf-8", "surrogatepass")).digest()):
-        (tokens,) = _tokenise([document], tokenizer)
-        targets += len(tokens) - 1
-        if kept and targets > max_tokens:
-            break
-        if len(tokens) > 1:
-            kept.append((document, tokens))
-    return kept
+    order = np.argsort(keys[rows.documents], kind="stable")
+    within = np.cumsum(rows.document_targets[order]) <= max_tokens
+    return np.sort(rows.documents[order[: max(1, int(within.sum()))]])
 
 
-def _count(name: str, side: Split, documents: list[np.ndarray], rows: PackedRows, evaluated: list[np.ndarray]) -> dict[str, float]:
-    prefix = f"data/{name}"
-    return {
-        f"{prefix}/rows_in": side.rows_in,
-        f"{prefix}/rows_duplicate": side.duplicates,
-        f"{prefix}/rows_empty": side.empty,
-        f"{prefix}/rows_train": len(side.train),
-        f"{prefix}/rows_valid": len(side.valid),
-        f"{prefix}/tokens_train": sum(len(d) for d in documents),
-        f"{prefix}/targets_train": int(rows.targets.sum()),
-        f"{prefix}/rows_evaluated": len(evaluated),
-        f"{prefix}/targets_evaluated": sum(len(d) - 1 for d in evaluated),
-        f"{prefix}/rows_packed": len(rows),
-        f"{prefix}/padding_share": rows.padding_share,
-    }
+def _bytes(tokens: Tokenised, rows: PackedRows, encoder: Encoder) -> int:
+    """UTF-8 bytes that the targets of `rows` spell; of a row that was truncated, those of what is left."""
+    total, pieces, sequences = int(tokens.target_bytes[rows.documents].sum()), rows.pieces, tokens.sequences
+    if not rows.cuts.truncated:
+        return total
+    for i in np.flatnonzero(pieces.sizes < sequences.lengths[pieces.documents]):
+        document, start, stop = int(pieces.documents[i]), int(pieces.starts[i]), int(pieces.stops[i])
+        ids = sequences.row(document, start, stop)[sequences.mask(document, start, stop)]
+        if sequences.targets is None and ids[-1] == encoder.eos_token_id:
+            ids = ids[:-1]  # no text: documents are counted without it
+        total += len(encoder.decode(ids).encode("utf-8", "replace")) - int(tokens.target_bytes[document])
+    return total
 
 
-def _ledger(corpus: Corpus, counts: Mapping[str, float], validation: Mapping[str, list[np.ndarray]], context: str) -> Ledger:
-    """`context`: how the validation tokens lie in rows; what a token can see moves its loss."""
-    digests = {name: side.digest for name, side in corpus.splits.items()}
-    held_out = {name: _digest(np.concatenate(documents).tobytes()) for name, documents in validation.items()} | {"": context}
-    return Ledger(dict(counts), digest=_digest(_listing(digests)), valid_digest=_digest(_listing(held_out)), source_digests=digests)
-
-
-def _listing(digests: Mapping[str, str]) -> bytes:
-    return "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items())).encode()
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest(tokens: Tokenised, rows: PackedRows) -> str:
+    """Of the ids and targets that are measured on, piece by piece in the order of the documents, whatever rows they lie in."""
+    whole, pieces = hashlib.sha256(), rows.pieces
+    for i in np.lexsort((pieces.starts, pieces.documents)):
+        document, start, stop = int(pieces.documents[i]), int(pieces.starts[i]), int(pieces.stops[i])
+        ids = tokens.sequences.row(document, start, stop).astype(np.int32)
+        whole.update(len(ids).to_bytes(8, "big") + ids.tobytes() + tokens.sequences.mask(document, start, stop).tobytes())
+    return whole.hexdigest()

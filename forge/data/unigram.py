@@ -1,24 +1,44 @@
 """The loss of a model that knows only how frequent each token is: what a trained model must beat."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
+from forge.data.tokens import Tokenised
+from forge.spec import Batch
 
-def add(counts: np.ndarray, documents: Sequence[np.ndarray]) -> np.ndarray:
-    """`counts` (by token id) with the targets of `documents` added; every token but a document's first is a target."""
-    targets = np.concatenate([d[1:] for d in documents]) if documents else np.zeros(0, dtype=np.int64)
-    fresh = np.bincount(targets, minlength=len(counts))
-    fresh[: len(counts)] += counts
-    return fresh
+_CHUNK = 4096
 
 
-def loss(counts: np.ndarray, documents: Sequence[np.ndarray]) -> float:
-    """Nats a target of `documents` under the frequencies `counts`, one added to each (Laplace), so that none is infinite.
+def count(tokenised: Tokenised, numbers: np.ndarray) -> np.ndarray:
+    """How often each id is a target in the documents `numbers`, before any is cut.
+
+    Counts of the whole source are known: where most of it is asked for, only the rest is read.
+    """
+    everything = np.arange(len(tokenised.sequences.lengths))
+    rest = np.setdiff1d(everything, numbers)
+    if len(rest) < len(numbers):
+        return tokenised.target_counts - _counted(tokenised, rest)
+    return _counted(tokenised, numbers)
+
+
+def _counted(tokenised: Tokenised, numbers: np.ndarray) -> np.ndarray:
+    counts = np.zeros(len(tokenised.target_counts), dtype=np.int64)
+    rows, lengths = tokenised.sequences, tokenised.sequences.lengths
+    for start in range(0, len(numbers), _CHUNK):
+        chunk = [int(n) for n in numbers[start : start + _CHUNK] if lengths[n]]
+        if chunk:
+            targets = [rows.row(n)[rows.mask(n, 0, int(lengths[n]))] for n in chunk]
+            counts += np.bincount(np.concatenate(targets), minlength=len(counts))
+    return counts
+
+
+def loss(counts: np.ndarray, batches: Iterable[Batch]) -> float:
+    """Nats a target of `batches` under the frequencies `counts`, one added to each (Laplace), so that none is infinite.
 
     counts [2, 1], target 0: p = (2+1) / (3+2), loss = -ln(3/5) = 0.5108.
     """
-    targets = np.concatenate([d[1:] for d in documents])
+    targets = np.concatenate([batch.tokens_BT[batch.mask_BT] for batch in batches])
     size = max(len(counts), int(targets.max()) + 1)
     smoothed = np.ones(size)
     smoothed[: len(counts)] += counts

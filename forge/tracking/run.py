@@ -66,10 +66,17 @@ class Run:
 
     def data(self, ledger: Ledger, sources: Mapping[str, Mapping[str, Any]]) -> None:
         """The ledger as metrics, as a file and as dataset inputs."""
-        self.tags({"forge.data_digest": ledger.digest, "forge.valid_digest": ledger.valid_digest})
+        digests = {
+            "data_digest": ledger.digest,
+            "valid_digest": ledger.valid_digest,
+            "tokenizer_digest": ledger.tokenizer_digest,
+            "template_digest": ledger.template_digest,
+        }
+        self.tags({f"forge.{name}": value for name, value in digests.items()})
         self.summary(ledger.counts)
         self._client.log_inputs(self.id, datasets.inputs(ledger, sources))
-        self.text(json.dumps({"digest": ledger.digest, "valid_digest": ledger.valid_digest, **ledger.counts}, indent=2), "data/ledger.json")
+        about = {**digests, "sources": ledger.source_digests, "packing": ledger.packing, **ledger.counts, "not_used": ledger.examples}
+        self.text(json.dumps(about, indent=2, ensure_ascii=False), "data/ledger.json")
 
     def image(self, figure: Figure, key: str, step: int) -> None:
         """The figure as it is now, under the step slider of the run's images."""

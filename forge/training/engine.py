@@ -5,7 +5,7 @@ One host synchronisation a step. Losses are sums over target tokens, divided onc
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optimizers
+import numpy as np
 from mlx.utils import tree_map
 
 from forge.arrays import flat, scalar
@@ -107,12 +108,15 @@ def _step(
     metrics = {"train/loss": scalar(loss_sum) / targets, "train/grad_norm": scalar(norm)}
     _require_finite(metrics, step, f"rows: {_rows(batches)}", store)
     state.step, state.cursor, state.tokens = step, data.train.cursor, state.tokens + targets
+    for name, number in _by_source(batches):
+        state.shares[name] = state.shares.get(name, 0) + number
     if step % plan.log_every and step != plan.total_steps:
         return {}
     metrics |= {f"train/{name}": scalar(value) / targets for name, value in sums.items()}
     metrics |= {"train/lr": plan.lr(step), "train/tokens": state.tokens, "train/epoch": state.tokens / data.epoch_tokens}
     metrics |= {f"train/epoch/{name}": epochs for name, epochs in data.train.epochs().items()}
-    return metrics | _speed(targets, time.perf_counter() - started)
+    metrics |= {f"train/share/{name}": tokens / state.tokens for name, tokens in state.shares.items()}
+    return metrics | _speed(batches, time.perf_counter() - started)
 
 
 def _evaluated(model: nn.Module, data: Data, step: int, store: Store) -> dict[str, float]:
@@ -157,9 +161,19 @@ def _rows(batches: list[Batch]) -> str:
     return " | ".join(row for batch in batches for row in batch.row_ids)
 
 
-def _speed(targets: int, seconds: float) -> dict[str, float]:
+def _by_source(batches: list[Batch]) -> Iterator[tuple[str, int]]:
+    """Each row's source and targets."""
+    for batch in batches:
+        yield from zip(batch.sources, batch.mask_BT.sum(axis=1).tolist(), strict=True)
+
+
+def _speed(batches: list[Batch], seconds: float) -> dict[str, float]:
+    """Real tokens: padding is none."""
+    real = sum(int(np.count_nonzero(batch.segments_BT)) for batch in batches)
     return {
-        "perf/tokens_per_s": targets / seconds,
+        "perf/tokens_per_s": real / seconds,
+        "perf/targets_per_s": sum(batch.targets for batch in batches) / seconds,
+        "perf/fill_share": real / sum(batch.tokens_BT.size for batch in batches),
         "perf/step_s": seconds,
         "memory/peak_gib": mx.get_peak_memory() / _GIB,
         "memory/active_gib": mx.get_active_memory() / _GIB,

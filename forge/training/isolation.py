@@ -2,9 +2,12 @@
 
 mlx-lm's models call cache.make_mask(...) for their mask and cache.update_and_fetch(k, v) for keys and values. An object
 that answers with a block-diagonal mask and hands keys and values back isolates the documents without touching a model.
-Rotary positions are relative, so a document reads the same wherever it starts in the row; models for which that does not
-hold (learned positions, state-space layers) are found out by keeps_apart().
+Rotary positions are relative, so a document reads the same wherever it starts in the row. Learned positions (GPT-2's `wpe`)
+are absolute: they start again with each document. Models for which neither holds (state-space layers) are found out by keeps_apart().
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -32,7 +35,30 @@ def forward(model: nn.Module, tokens_BT: mx.array, segments_BT: mx.array | None)
     """logits_BTV. segments_BT None: each row is one document, and the model's own causal mask does."""
     if segments_BT is None:
         return model(tokens_BT)
-    return model(tokens_BT, cache=[_Segments(segments_BT)] * len(model.layers))
+    with _restarted(model, segments_BT):
+        return model(tokens_BT, cache=[_Segments(segments_BT)] * len(model.layers))
+
+
+@contextmanager
+def _restarted(model: nn.Module, segments_BT: mx.array) -> Iterator[None]:
+    """Within, a table of learned positions answers with the positions inside each document, whichever it is asked for."""
+    owner = next((module for module in model.modules() if "wpe" in module), None)
+    if owner is None:
+        yield
+        return
+    table, within_BT = owner["wpe"], _within(segments_BT)
+    owner["wpe"] = lambda positions: table(within_BT)  # as an item: setting an attribute would move it to the end of the parameters
+    try:
+        yield
+    finally:
+        owner["wpe"] = table
+
+
+def _within(segments_BT: mx.array) -> mx.array:
+    """0, 1, 2, … anew in each segment: segments 1 1 1 2 2 give 0 1 2 0 1."""
+    positions_T = mx.arange(segments_BT.shape[1])
+    begins_BT = mx.concatenate([mx.ones_like(segments_BT[:, :1]), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1)
+    return positions_T - mx.cummax(positions_T * begins_BT, axis=1)
 
 
 def keeps_apart(model: nn.Module) -> bool:

@@ -21,6 +21,7 @@ _WINDOW = {"sliding_window": 4, "layer_types": ["sliding_attention", "sliding_at
 _SPECIAL: dict[str, dict[str, Any]] = {
     "qwen3": {**_SIZES, "head_dim": 8, "max_position_embeddings": 64, "rope_theta": 10000.0, "tie_word_embeddings": True},
     "llama": _SIZES,
+    "mistral": {**_SIZES, "head_dim": 8, "max_position_embeddings": 64, "rope_theta": 1e6, "tie_word_embeddings": False},
     "gemma3_text": {**_SIZES, "head_dim": 8, "sliding_window": 4, "sliding_window_pattern": 2},
     "phi3": _SIZES,
     "ministral3": {
@@ -59,9 +60,10 @@ def make_shape() -> Callable[..., Any]:
     import importlib
 
     import mlx.core as mx
+    from mlx_lm.utils import MODEL_REMAPPING
 
     def make(name: str, seed: int = 0) -> Any:
-        module = importlib.import_module(f"mlx_lm.models.{name}")
+        module = importlib.import_module(f"mlx_lm.models.{MODEL_REMAPPING.get(name, name)}")
         mx.random.seed(seed)
         return module.Model(module.ModelArgs(model_type=name, **_SPECIAL[name]))
 

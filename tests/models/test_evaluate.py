@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
-from forge.data.pack import PackedRows
 from forge.models import Loaded, adapters
 from forge.spec import Batch, Data
 from forge.training.evaluate import baseline, evaluate, loss_sum, targets
@@ -24,13 +24,19 @@ class Frequencies(nn.Module):
         return mx.broadcast_to(mx.log(mx.array([0.5, 0.25, 0.125, 0.125])), (*tokens_BT.shape, 4))
 
 
-def batches(*documents: list[int], batch_rows: int) -> tuple[Batch, ...]:
-    rows = PackedRows([np.array(document) for document in documents], [str(n) for n in range(len(documents))], 8, isolated=False)
-    return tuple(rows.batch(range(at, min(at + batch_rows, len(rows)))) for at in range(0, len(rows), batch_rows))
+@pytest.fixture
+def batches(pack_rows: Callable[..., Any]) -> Callable[..., tuple[Batch, ...]]:
+    """batches([1, 0], …, batch_rows=2): a document a row, in rows of 8."""
+
+    def make(*documents: list[int], batch_rows: int) -> tuple[Batch, ...]:
+        rows = pack_rows(documents, [str(n) for n in range(len(documents))], 8, isolated=False)
+        return tuple(rows.batch(range(at, min(at + batch_rows, len(rows)))) for at in range(0, len(rows), batch_rows))
+
+    return make
 
 
 @pytest.fixture
-def by_hand(toy_data: Data) -> Data:
+def by_hand(toy_data: Data, batches: Callable[..., tuple[Batch, ...]]) -> Data:
     """`a`: targets 0 0 0, then 1, then 0 1: the last batch is smaller. `b`: targets 2 3."""
     valid = {"a": batches([1, 0, 0, 0], [1, 1], [1, 0, 1], batch_rows=2), "b": batches([1, 2, 3], batch_rows=2)}
     return replace(toy_data, valid=valid, valid_bytes={"a": 9, "b": 3}, unigram={"a": 1.5, "b": 2.5})
@@ -62,7 +68,9 @@ def test_each_target_is_counted(make_tiny_model: Callable[..., Loaded], toy_data
         assert count == toy_data.ledger.counts[f"data/{name}/targets_evaluated"] > 100
 
 
-def test_batches_of_another_size_give_the_same_loss(make_tiny_model: Callable[..., Loaded]) -> None:
+def test_batches_of_another_size_give_the_same_loss(
+    make_tiny_model: Callable[..., Loaded], batches: Callable[..., tuple[Batch, ...]]
+) -> None:
     model = make_tiny_model().model
     documents = [[1, *range(n, n + n % 5 + 1)] for n in range(2, 15)]
     losses = [loss_sum(model, batches(*documents, batch_rows=size)) for size in (1, 4, 13)]

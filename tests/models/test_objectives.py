@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from forge.arrays import flat
-from forge.data.pack import PackedRows, join
+from forge.data.pack import join
 from forge.spec import Batch
 from forge.training.objectives import causal_lm, shift
 
@@ -32,9 +32,15 @@ class Frequencies(nn.Module):
         return mx.broadcast_to(self.logits_V, (*tokens_BT.shape, 4))
 
 
-def packed(*documents: list[int], row: int = 12) -> Batch:
-    rows = PackedRows([np.array(document, dtype=np.int32) for document in documents], [f"d{n}" for n in range(len(documents))], row)
-    return rows.batch(range(len(rows)))
+@pytest.fixture
+def packed(pack_rows: Callable[..., Any]) -> Callable[..., Batch]:
+    """packed([3, 0, 1], …, row=12): all documents, packed."""
+
+    def make(*documents: list[int], row: int = 12) -> Batch:
+        rows = pack_rows(documents, [f"d{n}" for n in range(len(documents))], row)
+        return rows.batch(range(len(rows)))
+
+    return make
 
 
 def blank(row: int) -> Batch:
@@ -42,21 +48,21 @@ def blank(row: int) -> Batch:
     return Batch(np.full((1, row), 3, dtype=np.int32), np.zeros((1, row), dtype=bool), np.ones((1, row), dtype=np.int32), ("blank",))
 
 
-def test_the_loss_by_hand() -> None:
+def test_the_loss_by_hand(packed: Callable[..., Batch]) -> None:
     """Targets 0 and 1 of one document, with probabilities 1/2 and 1/4: ln 2 + ln 4, two targets."""
     loss, (count, sums) = causal_lm(Frequencies(), packed([3, 0, 1]))
     assert loss.item() == pytest.approx(math.log(2) + math.log(4), rel=1e-6)
     assert (count.item(), dict(sums)) == (2, {})
 
 
-def test_only_targets_count_neither_padding_nor_first_tokens() -> None:
+def test_only_targets_count_neither_padding_nor_first_tokens(packed: Callable[..., Batch]) -> None:
     """Four tokens are three targets; the mask of mlx-lm's loop counts a fourth, the pad behind them."""
     loss, (count, _) = causal_lm(Frequencies(), packed([3, 0, 0, 1], [2, 1, 1]))
     assert count.item() == 3 + 2
     assert loss.item() == pytest.approx(2 * math.log(2) + 3 * math.log(4), rel=1e-6)
 
 
-def test_what_the_padding_holds_changes_nothing(make_shape: Callable[..., Any]) -> None:
+def test_what_the_padding_holds_changes_nothing(make_shape: Callable[..., Any], packed: Callable[..., Batch]) -> None:
     model, batch = make_shape("qwen3"), packed([3, 0, 7, 1], [2, 1, 9])
     tokens = np.where(batch.segments_BT == 0, 17, batch.tokens_BT)
     assert (tokens != batch.tokens_BT).any()
@@ -66,7 +72,7 @@ def test_what_the_padding_holds_changes_nothing(make_shape: Callable[..., Any]) 
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_the_loss_is_numpys(make_shape: Callable[..., Any]) -> None:
+def test_the_loss_is_numpys(make_shape: Callable[..., Any], packed: Callable[..., Batch]) -> None:
     """-log softmax, document by document, from the model's logits for the document alone."""
     documents = [[3, 0, 7, 1, 20, 5], [2, 1, 9], [11, 28, 4, 4, 4]]
     model, expected = make_shape("qwen3"), 0.0
@@ -79,7 +85,7 @@ def test_the_loss_is_numpys(make_shape: Callable[..., Any]) -> None:
     assert count.item() == 5 + 2 + 4
 
 
-def test_a_row_without_targets_adds_nothing_and_no_nan(make_shape: Callable[..., Any]) -> None:
+def test_a_row_without_targets_adds_nothing_and_no_nan(make_shape: Callable[..., Any], packed: Callable[..., Batch]) -> None:
     model, batch = make_shape("qwen3"), packed([3, 0, 7, 1], [2, 1, 9])
 
     def gradients(rows: Batch) -> tuple[float, int, dict[str, np.ndarray]]:
@@ -96,14 +102,14 @@ def test_a_row_without_targets_adds_nothing_and_no_nan(make_shape: Callable[...,
         np.testing.assert_allclose(other[2][name], value, atol=1e-5)
 
 
-def test_low_precision_logits_are_summed_in_fp32() -> None:
+def test_low_precision_logits_are_summed_in_fp32(packed: Callable[..., Batch]) -> None:
     """1,024 targets of ln 2 are 709.78; a sum in bf16 has steps of 4."""
     loss, _ = causal_lm(Frequencies(mx.bfloat16), packed([3] + [0] * 1024, row=1025))
     assert loss.dtype == mx.float32
     assert loss.item() == pytest.approx(1024 * math.log(2), rel=5e-3)
 
 
-def test_the_shift_by_hand() -> None:
+def test_the_shift_by_hand(packed: Callable[..., Batch]) -> None:
     inputs, targets, mask, segments = shift(packed([5, 6, 7], [8, 9], row=7))
     assert inputs.tolist() == [[5, 6, 7, 8, 9, 0]]
     assert targets.tolist() == [[6, 7, 8, 9, 0, 0]]
@@ -111,5 +117,5 @@ def test_the_shift_by_hand() -> None:
     assert segments is not None and segments.tolist() == [[1, 1, 1, 2, 2, 0]]
 
 
-def test_rows_of_one_document_leave_the_mask_to_the_model() -> None:
+def test_rows_of_one_document_leave_the_mask_to_the_model(packed: Callable[..., Batch]) -> None:
     assert shift(packed([5, 6, 7], row=7))[3] is None

@@ -27,7 +27,7 @@ def test_a_normal_end_is_finished_and_holds_all_that_was_logged(make_spec: Any) 
     with run(make_spec(run_name="mine", tags={"team": "x"}), "identity1") as opened:
         opened.params({"optimizer.lr": 0.1})
         opened.log({"train/loss": 2.0}, 1)
-        opened.data(ledger, {"a": {"_target_": "forge.data.sources.folder.documents", "path": "p"}})
+        opened.data(ledger, {"a": {"_target_": "forge.data.sources.files.folder", "path": "p"}})
         opened.text("hello", "config/config.yaml")
         opened.image(Figure(figsize=(1, 1)), "dashboard", 1)
     found = record(opened.id)

@@ -47,10 +47,9 @@ def make_model() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def make_data() -> Callable[..., Data]:
+def make_data(pack_rows: Callable[..., Any]) -> Callable[..., Data]:
     """make_data(rows=4): batches of `rows` packed rows from 60 long and 60 short sequences that count upwards: learnable."""
     from forge.data.mix import Mixture
-    from forge.data.pack import PackedRows
 
     def sequences(count: int, shortest: int, longest: int, seed: int) -> list[np.ndarray]:
         rng = np.random.default_rng(seed)
@@ -59,11 +58,11 @@ def make_data() -> Callable[..., Data]:
     def make(rows: int = 4) -> Data:
         train = {name: sequences(60, *span, seed) for seed, (name, span) in enumerate({"long": (20, 60), "short": (3, 9)}.items())}
         held_out = {name: sequences(6, *span, 10 + seed) for seed, (name, span) in enumerate({"long": (20, 60), "short": (3, 9)}.items())}
-        packed = {name: PackedRows(s, [f"{name}{i}" for i in range(len(s))], ROW) for name, s in train.items()}
+        packed = {name: pack_rows(s, [f"{name}{i}" for i in range(len(s))], ROW, name=name) for name, s in train.items()}
         mixture = Mixture(packed, {"long": 3.0, "short": 1.0}, rows, seed=0)
         return Data(
             train=mixture,
-            valid={name: tuple(_batches(PackedRows(s, [name] * len(s), ROW), 3)) for name, s in held_out.items()},
+            valid={name: tuple(_batches(pack_rows(s, [name] * len(s), ROW, name=name), 3)) for name, s in held_out.items()},
             ledger=Ledger({}, digest="d", valid_digest="v", source_digests={}),
             epoch_tokens=sum(int(p.targets.sum()) for p in packed.values()),
             tokens_per_row=mixture.tokens_per_row,

@@ -64,6 +64,29 @@ def test_the_learning_rate_follows_the_plan(train: Any) -> None:
     assert log.series("train/lr") == [(step, step / 1000) for step in range(1, 6)]
 
 
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_shares_and_speeds_are_those_of_the_batches(train: Any, make_data: Any, log_every: int) -> None:
+    """The tokens are counted from the same batches, fetched once more: targets by source since step 1, and what is no padding."""
+    _, log, _ = train(total_steps=8, accumulate=2, log_every=log_every)
+    data, targets = make_data(4), {"long": 0, "short": 0}
+    for step in range(1, 9):
+        batches = [data.train.next() for _ in range(2)]
+        for batch in batches:
+            for name, mask in zip(batch.row_ids, batch.mask_BT, strict=True):
+                targets["long" if name.startswith("long") else "short"] += int(mask.sum())
+        if step % log_every:
+            continue
+        metrics = next(metrics for number, metrics in log.points if number == step)
+        total = sum(targets.values())
+        assert metrics["train/tokens"] == total
+        assert {name: metrics[f"train/share/{name}"] for name in targets} == {name: count / total for name, count in targets.items()}
+        tokens = sum(int((batch.segments_BT > 0).sum()) for batch in batches)
+        assert metrics["perf/tokens_per_s"] * metrics["perf/step_s"] == pytest.approx(tokens)
+        assert metrics["perf/targets_per_s"] * metrics["perf/step_s"] == pytest.approx(sum(int(batch.mask_BT.sum()) for batch in batches))
+        assert metrics["perf/fill_share"] == pytest.approx(tokens / (8 * 17))  # two batches of four rows
+    assert min(share for _, share in log.series("perf/fill_share")) < 1
+
+
 def test_log_every_thins_the_training_metrics_and_nothing_else(train: Any) -> None:
     _, every, _ = train("every", total_steps=12)
     _, third, _ = train("third", total_steps=12, log_every=3)

@@ -46,7 +46,8 @@ def test_losses_after_a_kill_are_those_of_the_run_never_killed(train: Any, make_
     with pytest.raises(Killed):
         train("killed", model=make_model(with_dropout), stop=kill_at(step), **plan)
     result, resumed, model = train("killed", model=make_model(with_dropout), **plan)
-    for key in ("train/loss", "train/grad_norm", "train/tokens", "val/loss"):
+    for key in ("train/loss", "train/grad_norm", "train/tokens", "train/share/long", "train/share/short", "val/loss"):
+        assert len(whole.series(key)) > 4
         assert resumed.series(key) == whole.series(key), key
     assert timeless(result.history) == timeless(whole_result.history)
     for (name, value), (_, other) in zip(tree_flatten(model.parameters()), tree_flatten(whole_model.parameters()), strict=True):

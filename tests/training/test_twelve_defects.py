@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,26 @@ from forge.training.evaluate import evaluate
 from forge.training.objectives import causal_lm
 
 ROOT = Path(__file__).parents[2]
+Packed = Callable[..., PackedRows]
 
 
-def packed(lengths: list[int], row: int = 17, name: str = "d") -> PackedRows:
-    return PackedRows([np.arange(n, dtype=np.int32) % 23 for n in lengths], [f"{name}{i}" for i in range(len(lengths))], row)
+@pytest.fixture
+def packed(pack_rows: Callable[..., PackedRows]) -> Packed:
+    """packed(lengths): documents of so many tokens, packed in rows of 17."""
+
+    def make(lengths: list[int], row: int = 17, name: str = "d") -> PackedRows:
+        return pack_rows([np.arange(n) % 23 for n in lengths], [f"{name}{i}" for i in range(len(lengths))], row, name=name)
+
+    return make
 
 
-def test_01_batches_are_not_a_quarter_padding() -> None:
+def test_01_batches_are_not_a_quarter_padding(packed: Packed) -> None:
     """There, sorting by length counts JSON keys: batches pad to their longest row. Here the positions hold tokens."""
     lengths = [int(n) for n in np.random.default_rng(0).lognormal(3.5, 0.8, 2000)]
     assert packed([max(2, n) for n in lengths], row=257).padding_share < 0.05
 
 
-def test_02_every_row_is_trained_in_each_epoch_in_new_company() -> None:
+def test_02_every_row_is_trained_in_each_epoch_in_new_company(packed: Packed) -> None:
     """There, rows past the last full batch are dropped, and batches have the same members in every epoch."""
     rows = packed([17] * 10)  # ten rows of one document: batches of 3 don't divide them
     mixture = Mixture({"a": rows}, {"a": 1.0}, batch_rows=3, seed=0)
@@ -45,7 +53,7 @@ def test_02_every_row_is_trained_in_each_epoch_in_new_company() -> None:
     assert neighbours[0] != neighbours[1]
 
 
-def test_03_no_padding_token_is_a_target() -> None:
+def test_03_no_padding_token_is_a_target(packed: Packed) -> None:
     """There, the mask is off by one: a row of 4 tokens counts 4 targets where there are 3."""
     rows = packed([4])
     assert rows.batch([0]).targets == 3
@@ -53,7 +61,7 @@ def test_03_no_padding_token_is_a_target() -> None:
     assert count.item() == 3
 
 
-def test_04_a_row_without_targets_makes_no_nan(train: Any, make_model: Any) -> None:
+def test_04_a_row_without_targets_makes_no_nan(packed: Packed, train: Any, make_model: Any) -> None:
     """There, a prompt as long as the window, masked, is 0/0 in the weights. Here it adds nothing; a step of nothing else is refused."""
     batch = packed([17]).batch([0])
     masked = Batch(batch.tokens_BT, np.zeros_like(batch.mask_BT), batch.segments_BT, ("all prompt",))
@@ -113,12 +121,9 @@ def test_08_resume_restores_more_than_weights(train: Any) -> None:
 
 def test_09_every_setting_is_read() -> None:
     """There, --clear-cache-threshold is parsed and never passed on."""
-    read = {
-        node.attr
-        for path in (ROOT / "forge").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-    }
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "forge").rglob("*.py")]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    read |= {key for tree in trees if _reads_by_name(tree) for key in _dictionary_keys(tree)}
     specs = [value for name, value in vars(spec).items() if name.endswith("Spec")]
     settings = {field.name for kind in specs for field in dataclasses.fields(kind)}
     assert len(specs) >= 7
@@ -132,15 +137,15 @@ def test_10_an_unknown_key_is_an_error() -> None:
     assert problems and problems[0].startswith("sweep.relase: unknown key")
 
 
-def test_11_sources_mix_by_tokens_and_nothing_is_cut_off() -> None:
+def test_11_sources_mix_by_tokens_and_nothing_is_cut_off(packed: Packed) -> None:
     """There, mixing is concatenation and truncation an uncounted warning."""
     sources = {"long": packed([200] * 30, name="long"), "short": packed([3] * 400, name="short")}
     mixture = Mixture(sources, {"long": 1.0, "short": 3.0}, batch_rows=4, seed=1)
     tokens = {"long": 0, "short": 0}
     for _ in range(1000):
         batch = mixture.next()
-        for ids, mask in zip(batch.row_ids, batch.mask_BT, strict=True):
-            tokens["long" if ids.startswith("long") else "short"] += int(mask.sum())
+        for source, mask in zip(batch.sources, batch.mask_BT, strict=True):
+            tokens[source] += int(mask.sum())
     assert tokens["short"] / sum(tokens.values()) == pytest.approx(0.75, abs=0.01)
     assert int(sources["long"].targets.sum()) == 30 * 199
 
@@ -170,6 +175,17 @@ def test_12_fusing_on_a_quantised_base_keeps_a_small_delta() -> None:
     error = fused.model.layers[0](x) - base(x) - delta
     assert "quantization" not in fused.config
     assert (mx.linalg.norm(error) / mx.linalg.norm(delta)).item() < 0.01
+
+
+def _reads_by_name(tree: ast.AST) -> bool:
+    """Whether it holds getattr(…, a variable)."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
+    return any(call.func.id == "getattr" and isinstance(call.args[1], ast.Name) for call in calls)  # type: ignore[attr-defined]
+
+
+def _dictionary_keys(tree: ast.AST) -> set[str]:
+    keys = (key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys)
+    return {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
 
 
 def _uniform() -> Any:

@@ -1,0 +1,105 @@
+"""The counts of the data path: every row read is on a side, bad, or dropped for a reason, and the sum is checked."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from forge.data.pack import PackedRows
+from forge.data.split import Sides
+from forge.data.survey import Survey
+from forge.data.tokens import Tokenised
+from forge.spec import Ledger, LimitsSpec
+
+
+def rows_of(found: Survey, sides: Sides, tokenised: Tokenised, packed: Mapping[str, PackedRows]) -> dict[str, int]:
+    """What became of each row of one source, by name without prefix. `packed` holds the rows of each side."""
+    on_a_side = np.zeros(len(found.keys), dtype=bool)
+    on_a_side[np.concatenate([sides.train, sides.valid, sides.test])] = True
+    refused = Counter(reason for n, reason in tokenised.bad.items() if on_a_side[n])
+    bad = Counter(found.bad) + refused
+    dropped = Counter(found.dropped) + Counter(sides.dropped)
+    for side in packed.values():
+        dropped += Counter(side.left_out)
+    dropped["one_token"] -= refused.total()  # these have no token, and a reason of their own
+    counts = {"rows_in": found.rows_in, **{f"rows_{side}": len(rows.documents) for side, rows in packed.items()}}
+    counts |= {"rows_bad": bad.total(), "rows_dropped": dropped.total()}
+    assert counts["rows_in"] == sum(count for name, count in counts.items() if name != "rows_in"), f"rows don't add up: {counts}"
+    kinds = {"rows_bad": bad, "rows_dropped": dropped, "files_skipped": found.skipped, "rows_noted": tokenised.notes}
+    for kind, by_reason in kinds.items():
+        counts |= {f"{kind}/{_in_a_name(reason)}": count for reason, count in by_reason.items() if count}
+    return counts | ({"rows_pairs": found.pairs} if found.pairs else {})
+
+
+def _in_a_name(reason: str) -> str:
+    """Trackers take few characters in a metric's name."""
+    return re.sub(r"[^\w./-]", "_", reason, flags=re.ASCII)
+
+
+def tokens_of(found: Survey, sides: Sides, tokenised: Tokenised, train: PackedRows) -> dict[str, int]:
+    """Tokens of one source, by name without prefix: of all rows; of those to train on, and what becomes of them."""
+    lengths = tokenised.sequences.lengths
+    return {
+        "bytes_in": int(found.bytes.sum()),
+        "tokens_in": int(lengths.sum()),
+        "tokens_train": int(lengths[sides.train].sum()),
+        "tokens_cut": train.tokens_cut,
+        "tokens_packed": int(train.filled.sum()),
+        "rows_split": train.cuts.split,
+        "rows_truncated": train.cuts.truncated,
+        "targets_train": int(train.targets.sum()),
+        "rows_packed": len(train),
+    }
+
+
+def losses(rows: PackedRows, numbers: np.ndarray, tokenised: Tokenised) -> str:
+    """Why rows `numbers` of a side were left out, in words."""
+    refused = Counter(tokenised.bad[n] for n in numbers.tolist() if n in tokenised.bad)
+    reasons = Counter(rows.left_out) - Counter({"one_token": refused.total()}) + refused
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "there is none"
+
+
+def digest(parts: Mapping[str, str]) -> str:
+    """One digest of named ones."""
+    return hashlib.sha256("\n".join(f"{name} {part}" for name, part in sorted(parts.items())).encode()).hexdigest()
+
+
+def broken(ledger: Ledger, limits: LimitsSpec) -> list[str]:
+    """One line for each limit that a source breaks: what, where, the limit and the way out."""
+    return [line for name in ledger.source_digests for line in _broken(name, ledger.counts, limits)]
+
+
+_SHARES = {  # limit: (parts, whole, what to do)
+    "bad_share": (("rows_bad",), "rows_in", "mend these rows"),
+    "dropped_share": (("rows_dropped",), "rows_in", "look at data.filters and at the rows"),
+    "duplicate_share": (("rows_dropped/duplicate", "rows_dropped/near_duplicate"), "rows_in", "remove the copies"),
+    "cut_share": (("tokens_cut",), "tokens_train", "raise data.sequence_length, or set the source's over_length to split"),
+}
+
+
+def _broken(name: str, counts: Mapping[str, float], limits: LimitsSpec) -> Iterator[str]:
+    def get(key: str) -> float:
+        return counts.get(f"data/{name}/{key}", 0)
+
+    values = {limit: sum(map(get, parts)) / max(get(whole), 1) for limit, (parts, whole, _) in _SHARES.items()}
+    values |= {"padding_share": get("padding_share"), "epochs": get("epochs_planned")}
+    ways_out = {limit: way for limit, (_, _, way) in _SHARES.items()}
+    ways_out |= {"padding_share": "set data.packing=pack or another sequence_length", "epochs": "lower its weight or trainer.budget"}
+    for limit, value in values.items():
+        allowed = getattr(limits, limit)
+        if allowed is not None and value > allowed:
+            yield f"source {name!r}: {limit} is {value:.4g}, above data.limits.{limit}={allowed:g}; {ways_out[limit]}, or raise the limit"
+
+
+def table(ledger: Ledger) -> dict[str, list[object]]:
+    """Columns source, count, value: the ledger as a table, sources in order."""
+    rows = [(name, key.removeprefix(f"data/{name}/"), value) for name, key, value in _named(ledger)]
+    return {column: [row[i] for row in rows] for i, column in enumerate(("source", "count", "value"))}
+
+
+def _named(ledger: Ledger) -> Iterator[tuple[str, str, float]]:
+    for key, value in ledger.counts.items():
+        owner = next((name for name in ledger.source_digests if key.startswith(f"data/{name}/")), "all")
+        yield owner, key, value
