@@ -1,0 +1,32 @@
+"""What ends an entry, as the shell sees it."""
+
+import pytest
+
+from forge.entry import entry
+from forge.errors import DataError, Stopped
+
+
+def raising(error: BaseException) -> int:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (DataError("a.txt: is empty\nb.txt: is empty"), 3, "error: a.txt: is empty\nerror: b.txt: is empty\n"),
+        (Stopped(15), 143, "forge: stopped by signal 15; what was saved is kept, and resume=auto goes on from it\n"),
+        (KeyboardInterrupt(), 130, "forge: interrupted\n"),
+    ],
+)
+def test_an_end_is_a_line_and_a_code(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry(lambda argv: raising(error), []) == code
+    assert capsys.readouterr() == ("", said)
+
+
+def test_the_arguments_go_in_and_the_code_comes_out() -> None:
+    assert entry(len, ["a", "b"]) == 2
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        entry(lambda argv: 1 // 0, [])
