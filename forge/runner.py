@@ -24,7 +24,7 @@ from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
 from forge.training import checkpoint
 from forge.training.engine import fit
-from forge.training.evaluate import baseline
+from forge.training.evaluate import baseline, scores_on_test
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ def train(config: Config, overrides: list[str]) -> Outcome:
                 run.figure(picture(result.history, result.reason), "dashboard.png")
         run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step} | _realised(result))
         print(f"{result.reason}; best validation loss {result.best_loss:.4f} at step {result.best_step}")
+        if parts.data.test:
+            checkpoint.load_weights(parts.loaded.model, checkpoints.at(result.best_step))
+            run.summary(scores_on_test(parts.loaded.model, parts.data))
         released = None
         if config.release.enabled and not run.parent:  # a sweep chooses among its children
             released = release(config, parts, checkpoints.at(result.best_step), run.id)

@@ -77,7 +77,7 @@ class SourceSpec:
 class NearSpec:
     """Rows whose word shingles (`shingle` words) overlap by `threshold` (Jaccard) or more count as one; `permutations` of MinHash tell."""
 
-    threshold: Annotated[float, Field(gt=0, lt=1)]
+    threshold: Annotated[float, Field(gt=0, le=1)]
     permutations: Annotated[int, Field(ge=16, le=1024)]
     shingle: Annotated[int, Field(ge=1, le=20)]
 

@@ -80,12 +80,14 @@ def tokenise(found: Survey, encoder: Encoder, strict: bool, cache: Cache) -> Tok
 
     def build(folder: Path) -> None:
         with Work(f"tokenising {found.name}", int(found.bytes.sum())) as work, _Writer(folder, encoder.vocab_size) as writer:
+            done = 0
             for rows, encoded in _encoded(_chunks(found.rows), encoder):
                 for result in encoded:
                     if strict and isinstance(result, BadRow):
                         raise refusal(result)
                 writer.add(encoded)
-                work.done(sum(len(row.text.encode()) for row in rows))
+                work.done(int(found.bytes[done : done + len(rows)].sum()))
+                done += len(rows)
 
     tokenised = cache.get(f"tokens-{key}", build, lambda folder: _open(found, folder))
     if strict and tokenised.bad:

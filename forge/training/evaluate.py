@@ -24,6 +24,15 @@ def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
     }
 
 
+def scores_on_test(model: nn.Module, data: Data) -> dict[str, float]:
+    """test/loss and test/loss/<source>, nats a target, on the rows that nothing else looks at; empty where none are kept aside."""
+    sums = {name: loss_sum(model, batches) for name, batches in data.test.items()}
+    if not sums:
+        return {}
+    mean = sum(loss for loss, _ in sums.values()) / sum(count for _, count in sums.values())
+    return {"test/loss": mean, **{f"test/loss/{name}": loss / count for name, (loss, count) in sums.items()}}
+
+
 def baseline(data: Data) -> dict[str, float]:
     """val/unigram_loss and val/unigram_loss/<source>: what token frequencies alone reach on the same targets."""
     counts = targets(data.valid)

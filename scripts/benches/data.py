@@ -1,6 +1,6 @@
 """Prepares a gigabyte of text as a run does, and the same text with the tokenizers library alone.
 
-The text is the built-in corpus in documents of 3,000 characters or more, repeated, with one word in fifteen exchanged, so that none is a
+The text is the built-in corpus in documents of 500 to 10,000 characters, repeated, with one word in fifteen exchanged, so that none is a
 duplicate. Preparing runs in processes of their own, for their peak memory; the library is measured before and after, on a tenth of the
 text, which it gets a thousand documents at a time, and keeps nothing.
 """
@@ -71,11 +71,13 @@ def main() -> None:
 def _built_in() -> list[str]:
     from forge.data.sources.builtin import reference, stdlib
 
-    documents = [""]
-    for text in (document.text for source in (stdlib, reference) for document in source()):
-        if len(documents[-1]) >= 3000:
-            documents.append("")
-        documents[-1] += text
+    rng = random.Random(0)
+    whole = "".join(document.text for source in (stdlib, reference) for document in source())
+    documents, at = [], 0
+    while at < len(whole):
+        size = int(500 * 20 ** rng.random())
+        documents.append(whole[at : at + size])
+        at += size
     return documents
 
 

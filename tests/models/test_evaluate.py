@@ -12,7 +12,7 @@ import pytest
 
 from forge.models import Loaded, adapters
 from forge.spec import Batch, Data
-from forge.training.evaluate import baseline, evaluate, loss_sum, targets
+from forge.training.evaluate import baseline, evaluate, loss_sum, scores_on_test, targets
 
 
 class Frequencies(nn.Module):
@@ -40,6 +40,13 @@ def by_hand(toy_data: Data, batches: Callable[..., tuple[Batch, ...]]) -> Data:
     """`a`: targets 0 0 0, then 1, then 0 1: the last batch is smaller. `b`: targets 2 3."""
     valid = {"a": batches([1, 0, 0, 0], [1, 1], [1, 0, 1], batch_rows=2), "b": batches([1, 2, 3], batch_rows=2)}
     return replace(toy_data, valid=valid, valid_bytes={"a": 9, "b": 3}, unigram={"a": 1.5, "b": 2.5})
+
+
+def test_the_test_rows_are_measured_apart(by_hand: Data, batches: Callable[..., tuple[Batch, ...]]) -> None:
+    """In bits: 1 + 2 = 3 over 2 targets; validation is another matter. Without test rows there is no number."""
+    kept = replace(by_hand, test={"a": batches([0, 0, 1], batch_rows=2)})
+    assert scores_on_test(Frequencies(), kept) == {name: pytest.approx(1.5 * math.log(2)) for name in ("test/loss", "test/loss/a")}
+    assert scores_on_test(Frequencies(), by_hand) == {}
 
 
 def test_losses_are_means_over_targets_by_hand(by_hand: Data) -> None:
