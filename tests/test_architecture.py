@@ -16,7 +16,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("forge/**
 ENTRIES = ("train", "evaluate", "serve", "chat", "watch", "compare", "plan", "data_report", "reproduce", "doctor")
 LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer and from those before it
     ("__init__", "spec", "units", "errors", "paths", "blas", "signals", "progress", "entry"),
-    ("arrays", "training.schedules", "training.objectives", "training.isolation", "reports"),
+    ("arrays", "training.schedules", "training.objectives", "training.attention", "training.isolation", "reports"),
     ("data", "models", "training.checkpoint", "training.optim"),
     ("training", "training.engine", "training.callbacks"),
     ("config", "binding", "jobs", "tracking", "serving"),

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import mlx.core as mx
 import mlx.nn as nn
 
+from forge.training.attention import in_blocks
+
 
 class _Segments:
     """Stands where a layer's cache would. mask_B1TT: True where a position may look."""
@@ -34,8 +36,9 @@ class _Segments:
 def forward(model: nn.Module, tokens_BT: mx.array, segments_BT: mx.array | None) -> mx.array:
     """logits_BTV. segments_BT None: each row is one document, and the model's own causal mask does."""
     if segments_BT is None:
-        return model(tokens_BT)
-    with _restarted(model, segments_BT):
+        with in_blocks(None):
+            return model(tokens_BT)
+    with _restarted(model, segments_BT), in_blocks(segments_BT):
         return model(tokens_BT, cache=[_Segments(segments_BT)] * len(model.layers))
 
 

@@ -1,0 +1,82 @@
+"""Attention in blocks is attention: what is left out was hidden."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+import forge  # noqa: F401
+from forge.training import attention
+from forge.training.attention import in_blocks
+
+LENGTH = 300  # positions: three blocks, the last of them short
+
+
+def made(*shape: int) -> mx.array:
+    return mx.random.normal(shape)
+
+
+def by_numpy(q: Any, k: Any, v: Any, visible: np.ndarray) -> np.ndarray:
+    """softmax(q kᵀ / 2) v over what is visible; visible: (B, T, T)."""
+    scores = np.where(visible[:, None], np.einsum("bhtd,bhsd->bhts", np.array(q), np.array(k)) / 2, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhts,bhsd->bhtd", weights / weights.sum(-1, keepdims=True), np.array(v))
+
+
+CAUSAL = np.tril(np.ones((LENGTH, LENGTH), dtype=bool))
+SEGMENTS = np.stack([np.repeat([1, 2, 3, 0], [140, 20, 100, 40]), np.repeat([1, 2, 3, 4], [10, 250, 5, 35])])
+WINDOW = CAUSAL & ~np.tril(CAUSAL, -50)
+
+
+@pytest.mark.parametrize("kind", ["causal by name", "causal", "window", "packed", "packed window"])
+def test_equal_to_attention_by_hand(kind: str) -> None:
+    mx.random.seed(0)
+    q, k, v = (made(2, 2, LENGTH, 4) for _ in range(3))
+    packed = kind.startswith("packed")
+    same = SEGMENTS[:, :, None] == SEGMENTS[:, None, :] if packed else np.ones((2, LENGTH, LENGTH), dtype=bool)
+    visible = same & (WINDOW if kind.endswith("window") else CAUSAL)
+    mask = "causal" if kind == "causal by name" else mx.array(visible)[:, None]
+    with in_blocks(mx.array(SEGMENTS) if packed else None):
+        found = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask=mask)
+    np.testing.assert_allclose(np.array(found), by_numpy(q, k, v, visible), atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_models_give_the_same_logits_and_gradients(make_model: Callable[..., Any], packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forge.arrays import flat
+    from forge.training.isolation import forward
+
+    model = make_model()
+    tokens, segments = mx.random.randint(0, 20, (2, LENGTH)), mx.array(SEGMENTS) if packed else None
+
+    def run(block: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        monkeypatch.setattr(attention, "_BLOCK", block)
+        gradients = nn.value_and_grad(model, lambda: mx.logsumexp(forward(model, tokens, segments)).sum())()[1]
+        return np.array(forward(model, tokens, segments)), {key: np.array(value) for key, value in flat(gradients).items()}
+
+    (logits, gradients), (whole, expected) = run(128), run(10**6)
+    np.testing.assert_allclose(logits, whole, atol=1e-5)
+    for key, value in expected.items():
+        np.testing.assert_allclose(gradients[key], value, atol=1e-5, err_msg=key)
+
+
+def test_hidden_keys_are_not_computed_with() -> None:
+    """A key that nobody may see is NaN: whole attention would spread it through 0 · NaN."""
+    q, k, v = (made(1, 1, LENGTH, 4) for _ in range(3))
+    segments = np.repeat([1, 2], [128, LENGTH - 128])[None]
+    v[:, :, :128] = float("nan")
+    mask = mx.array((segments[:, :, None] == segments[:, None, :]) & CAUSAL)[:, None]
+    with in_blocks(mx.array(segments)):
+        found = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask=mask)
+    assert not np.isnan(np.array(found[:, :, 128:])).any()
+
+
+def test_the_function_is_back_afterwards_also_behind_an_error() -> None:
+    before = mx.fast.scaled_dot_product_attention
+    with pytest.raises(ZeroDivisionError), in_blocks(None):
+        assert mx.fast.scaled_dot_product_attention is not before
+        1 / 0  # noqa: B018
+    assert mx.fast.scaled_dot_product_attention is before
