@@ -59,12 +59,15 @@ def test_seed(base_engine) -> None:
 
 
 def test_no_seed_is_another_text_each_time(base_engine) -> None:
-    """Also right after a seeded request, where going on with its random numbers would give the same text again."""
+    """Also right after a seeded request, where going on with its random numbers would give the same text again.
+
+    Two of eight may be equal by chance, short as some are; all eight are not.
+    """
     texts = []
-    for _ in range(3):
+    for _ in range(8):
         complete(base_engine, "the cat", seed=1, temperature=2)
         texts.append(complete(base_engine, "the cat", temperature=2).text)
-    assert len(set(texts)) == 3
+    assert len(set(texts)) > 1
 
 
 def test_end_token(base_engine, tokenizer) -> None:
