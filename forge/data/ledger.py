@@ -94,12 +94,16 @@ def _broken(name: str, counts: Mapping[str, float], limits: LimitsSpec) -> Itera
 
 
 def table(ledger: Ledger) -> dict[str, list[object]]:
-    """Columns source, count, value: the ledger as a table, sources in order."""
-    rows = [(name, key.removeprefix(f"data/{name}/"), value) for name, key, value in _named(ledger)]
-    return {column: [row[i] for row in rows] for i, column in enumerate(("source", "count", "value"))}
+    """A column of names, and one of counts for each source; None where it has no such count. What holds for all stands in each."""
+    own = {name: _own(ledger, name) for name in ledger.source_digests}
+    counts = list(dict.fromkeys(count for column in own.values() for count in column))
+    return {"count": [*counts], **{name: [column.get(count) for count in counts] for name, column in own.items()}}
 
 
-def _named(ledger: Ledger) -> Iterator[tuple[str, str, float]]:
-    for key, value in ledger.counts.items():
-        owner = next((name for name in ledger.source_digests if key.startswith(f"data/{name}/")), "all")
-        yield owner, key, value
+def _own(ledger: Ledger, source: str) -> dict[str, float]:
+    prefix, others = f"data/{source}/", tuple(f"data/{name}/" for name in ledger.source_digests)
+    return {
+        key.removeprefix(prefix).removeprefix("data/"): n
+        for key, n in ledger.counts.items()
+        if not key.startswith(others) or key.startswith(prefix)
+    }

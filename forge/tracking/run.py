@@ -33,6 +33,7 @@ class Run:
         self.parent = record.data.tags.get(PARENT)
         self._client = client
         self._logged = last_step(client, self.id) if resumed else -1
+        self._tables = record.data.tags.get("mlflow.loggedArtifacts", "")
         self._held = {*record.data.metrics, *record.data.params}
         self._writer = Writer(client, self.id)
 
@@ -62,7 +63,9 @@ class Run:
         self._client.log_text(self.id, provenance.redact(text), file)
 
     def table(self, columns: Mapping[str, list[Any]], file: str) -> None:
-        self._client.log_table(self.id, dict(columns), file)
+        """Logged once in the run's lives: MLflow would append."""
+        if file not in self._tables:
+            self._client.log_table(self.id, dict(columns), file)
 
     def data(self, ledger: Ledger, sources: Mapping[str, Mapping[str, Any]]) -> None:
         """The ledger as metrics, as a file and as dataset inputs."""

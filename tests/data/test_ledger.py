@@ -220,11 +220,11 @@ def test_a_source_that_is_not_trained_on_breaks_no_limit_of_training() -> None:
 
 
 def test_the_ledger_as_a_table() -> None:
-    """One row a count; those of no source are of all."""
+    """One row a count, one column a source; what is of no source is of all."""
     assert table(ledger(a={"rows_in": 3, "rows_bad/no_text": 1}, ab={"rows_in": 2})) == {
-        "source": ["a", "a", "ab", "all"],
-        "count": ["rows_in", "rows_bad/no_text", "rows_in", "data/overlap"],
-        "value": [3.0, 1.0, 2.0, 0.0],
+        "count": ["rows_in", "rows_bad/no_text", "overlap"],
+        "a": [3.0, 1.0, 0.0],
+        "ab": [2.0, None, 0.0],
     }
 
 
