@@ -50,3 +50,12 @@ def cache() -> Path:
 
 def locks() -> Path:
     return cache() / "locks"
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or what a folder lists, to disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -16,6 +16,7 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from forge.errors import DataError
+from forge.paths import flush
 
 T = TypeVar("T")
 _GB = 10**9
@@ -51,9 +52,9 @@ class Cache:
             partial.mkdir()
             build(partial)
             for file in partial.iterdir():
-                _flush(file)
+                flush(file)
             os.replace(partial, final)
-            _flush(self._folder)
+            flush(self._folder)
         except OSError as error:
             if error.errno not in _FULL:
                 raise  # of what is read
@@ -117,11 +118,3 @@ def _about(folder: Path) -> tuple[float, int] | None:
         return folder.stat().st_mtime, sum(file.stat().st_size for file in folder.iterdir())
     except FileNotFoundError:
         return None
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

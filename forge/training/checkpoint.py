@@ -26,6 +26,7 @@ from mlx.utils import tree_unflatten
 
 from forge.arrays import flat, load
 from forge.errors import TrainingError
+from forge.paths import flush
 from forge.spec import Metrics
 
 
@@ -65,7 +66,7 @@ class Store:
             if final.exists():  # saved by an earlier life of this run, from the same state
                 shutil.rmtree(final)
             os.replace(partial, final)
-            _flush_folder(self.folder)
+            flush(self.folder)
         except (OSError, RuntimeError) as error:  # mlx raises the latter when a disk is full
             shutil.rmtree(partial, ignore_errors=True)
             why = getattr(error, "strerror", None) or error
@@ -185,18 +186,8 @@ def _write(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer, stat
     (folder / "history.json").write_text(json.dumps(fields.pop("history")))
     (folder / "state.json").write_text(json.dumps({**fields, **origin}))
     (folder / "sha256.json").write_text(json.dumps({path.name: _sha256(path) for path in sorted(folder.iterdir())}))
-    for path in folder.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    for path in (*folder.iterdir(), folder):
+        flush(path)
 
 
 def _sha256(path: Path) -> str:
