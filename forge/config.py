@@ -10,20 +10,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field
 
-from forge import binding, spec
+from forge import binding, settings
 from forge.errors import ConfigError
 
 # What decides where results go, and not which results they are.
 _NOT_IDENTITY = ("name", "resume", "tracking", "release", "sweep", "allowed_targets", "data.limits", "data.cache_gb")
 
 _SPECS: dict[str, type] = {
-    "data": spec.DataSpec,
-    "schedule": spec.ScheduleSpec,
-    "trainer": spec.TrainerSpec,
-    "evaluation": spec.EvaluationSpec,
-    "release": spec.ReleaseSpec,
-    "tracking": spec.TrackingSpec,
-    "sweep": spec.SweepSpec,
+    "data": settings.DataSpec,
+    "schedule": settings.ScheduleSpec,
+    "trainer": settings.TrainerSpec,
+    "evaluation": settings.EvaluationSpec,
+    "release": settings.ReleaseSpec,
+    "tracking": settings.TrackingSpec,
+    "sweep": settings.SweepSpec,
 }
 _TARGETS = ("model", "adapter", "objective", "optimizer")
 
@@ -67,13 +67,13 @@ class Config:
     sources: Mapping[str, Callable[..., Any]]
     filters: Mapping[str, Callable[..., Any]]
     callbacks: Mapping[str, Any]
-    data: spec.DataSpec
-    schedule: spec.ScheduleSpec
-    trainer: spec.TrainerSpec
-    evaluation: spec.EvaluationSpec
-    release: spec.ReleaseSpec
-    tracking: spec.TrackingSpec
-    sweep: spec.SweepSpec
+    data: settings.DataSpec
+    schedule: settings.ScheduleSpec
+    trainer: settings.TrainerSpec
+    evaluation: settings.EvaluationSpec
+    release: settings.ReleaseSpec
+    tracking: settings.TrackingSpec
+    sweep: settings.SweepSpec
     resolved: Mapping[str, Any]
 
     def yaml(self) -> str:

@@ -13,7 +13,8 @@ from forge.data.encode import Encoder
 from forge.data.pack import PackedRows
 from forge.data.tokens import Sequences
 from forge.models import Loaded, scratch
-from forge.spec import Data, DataSpec, Document, EvaluationSpec, OverLength, SourceSpec
+from forge.settings import DataSpec, EvaluationSpec, OverLength, SourceSpec
+from forge.spec import Data, Document
 
 _SENTENCES = (
     "the cat sat on the mat and looked at the hill",

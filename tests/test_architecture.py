@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("forge/**
 
 ENTRIES = ("train", "evaluate", "serve", "chat", "watch", "compare", "plan", "data_report", "reproduce", "doctor")
 LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer and from those before it
-    ("__init__", "spec", "units", "errors", "paths", "blas", "signals", "progress", "entry"),
+    ("__init__", "settings", "spec", "units", "errors", "paths", "blas", "signals", "progress", "entry"),
     ("arrays", "training.schedules", "training.objectives", "training.attention", "training.isolation", "reports"),
     ("data", "models", "training.checkpoint", "training.optim"),
     ("training", "training.engine", "training.callbacks"),
@@ -30,9 +30,9 @@ LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in unit
 
 ONLY_FROM_FORGE = {  # stricter than the layers
     "serving": ("serving", "errors", "blas", "__init__"),  # it must load where training code is absent
-    "config": ("config", "binding", "spec", "units", "errors", "paths", "__init__"),
+    "config": ("config", "binding", "settings", "spec", "units", "errors", "paths", "__init__"),
     "jobs": ("jobs", "config", "binding", "errors", "paths", "__init__"),
-    "binding": ("binding", "spec", "units", "errors", "paths", "__init__"),
+    "binding": ("binding", "settings", "spec", "units", "errors", "paths", "__init__"),
 }
 ONLY_IN = {"hydra": ("jobs", "sweep", *ENTRIES), "mlflow": ("tracking", "serving", "sweep")}
 MLX_FREE = (*LAYERS[0], "config", "binding", "jobs", "training.schedules", "reports", "tracking", "data")

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from forge import binding
 from forge.binding import Problems, nearest
-from forge.spec import DataSpec
+from forge.settings import DataSpec
 
 TOYS = """
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from forge.config import Config, check, identity
 from forge.errors import ConfigError
 from forge.jobs import Jobs, preflight, task_overrides
-from forge.spec import TrainerSpec
+from forge.settings import TrainerSpec
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ from forge.data.split import Sides, overlap, split
 from forge.data.survey import Filter, Source, Survey, survey
 from forge.data.tokens import Tokenised, tokenise
 from forge.errors import DataError
-from forge.spec import Batch, Data, DataSpec, EvaluationSpec, Ledger
+from forge.settings import DataSpec, EvaluationSpec
+from forge.spec import Batch, Data, Ledger
 
 _TOKENIZER_BYTES = 2**24  # a tokenizer made from the text sees at most this much of it
 

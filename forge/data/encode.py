@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from forge.data.render import Mask, Rendered, render
+from forge.data.render import Rendered, render
 from forge.data.templates import Template
 from forge.errors import DataError
+from forge.settings import Mask
 from forge.spec import BadRow, Conversation, Document, Preference
 
 

@@ -11,7 +11,8 @@ from forge.data.pack import PackedRows
 from forge.data.split import Sides
 from forge.data.survey import Survey
 from forge.data.tokens import Tokenised
-from forge.spec import Ledger, LimitsSpec
+from forge.settings import LimitsSpec
+from forge.spec import Ledger
 
 
 def rows_of(found: Survey, sides: Sides, tokenised: Tokenised, packed: Mapping[str, PackedRows]) -> dict[str, int]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from forge.data.tokens import Sequences
 from forge.errors import DataError
-from forge.spec import Batch, OverLength
+from forge.settings import OverLength
+from forge.spec import Batch
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ Cost: two renderings a conversation, and one or two more for each turn that the 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from forge.data.templates import MARK, RAISED, Span, Template, common
+from forge.settings import Mask
 from forge.spec import BadRow, Conversation, Message
-
-Mask = Literal["all", "assistant", "last"]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from forge.data import near
 from forge.data.cache import Cache
 from forge.data.survey import Survey, digest_of
 from forge.errors import DataError
-from forge.spec import DataSpec
+from forge.settings import DataSpec
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from forge.data.cache import Cache
 from forge.data.stored import Rows, Usable, Writer
 from forge.errors import DataError
 from forge.progress import Work
-from forge.spec import BadRow, Document, NearSpec, Preference, Row
+from forge.settings import NearSpec
+from forge.spec import BadRow, Document, Preference, Row
 
 Source = Callable[[], Iterable[Row]]
 Filter = Callable[[str], str | None]

@@ -5,7 +5,7 @@ from mlflow.exceptions import MlflowException
 
 from forge import paths
 from forge.errors import TrackingError
-from forge.spec import TrackingSpec
+from forge.settings import TrackingSpec
 from forge.tracking import store
 from forge.tracking.run import IDENTITY, ROOT, here, last_step
 

@@ -16,7 +16,8 @@ from mlflow.entities import Run as RunRecord
 
 from forge import paths
 from forge.errors import ForgeError, Stopped, TrackingError
-from forge.spec import Ledger, Metrics, TrackingSpec
+from forge.settings import TrackingSpec
+from forge.spec import Ledger, Metrics
 from forge.tracking import datasets, provenance, store
 from forge.tracking.writer import Writer
 

@@ -27,7 +27,7 @@ from forge import data
 from forge.data.cache import Cache
 from forge.data.encode import Encoder
 from forge.data.sources.files import folder
-from forge.spec import DataSpec, EvaluationSpec, SourceSpec
+from forge.settings import DataSpec, EvaluationSpec, SourceSpec
 place = Path(sys.argv[1])
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(place / "tokenizer.json"), eos_token="<|end|>")
 started = time.perf_counter()

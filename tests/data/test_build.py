@@ -17,19 +17,8 @@ from forge.data.split import Sides
 from forge.data.survey import survey
 from forge.data.templates import named
 from forge.errors import DataError
-from forge.spec import (
-    Batch,
-    Conversation,
-    Data,
-    DataSpec,
-    Document,
-    EvaluationSpec,
-    Ledger,
-    OverLength,
-    Preference,
-    Row,
-    SourceSpec,
-)
+from forge.settings import DataSpec, EvaluationSpec, OverLength, SourceSpec
+from forge.spec import Batch, Conversation, Data, Document, Ledger, Preference, Row
 
 PACKED, BUCKETED = "packed: a test", "bucketed: a test"
 

@@ -15,21 +15,8 @@ from forge.data.encode import Encoder
 from forge.data.ledger import broken, digest, table
 from forge.data.templates import named
 from forge.errors import DataError
-from forge.spec import (
-    BadRow,
-    Conversation,
-    Data,
-    DataSpec,
-    Document,
-    EvaluationSpec,
-    Ledger,
-    LimitsSpec,
-    Mask,
-    OverLength,
-    Preference,
-    Row,
-    SourceSpec,
-)
+from forge.settings import DataSpec, EvaluationSpec, LimitsSpec, Mask, OverLength, SourceSpec
+from forge.spec import BadRow, Conversation, Data, Document, Ledger, Preference, Row
 
 ROW = 65  # tokens
 

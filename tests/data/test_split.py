@@ -12,7 +12,8 @@ from forge.data.cache import Cache
 from forge.data.split import Sides, overlap, split
 from forge.data.survey import Survey, survey
 from forge.errors import DataError
-from forge.spec import BadRow, DataSpec, Document, NearSpec, SourceSpec
+from forge.settings import DataSpec, NearSpec, SourceSpec
+from forge.spec import BadRow, Document
 
 NEAR = NearSpec(threshold=0.8, permutations=128, shingle=3)
 SIDES = ("train", "valid", "test")

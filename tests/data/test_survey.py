@@ -18,7 +18,8 @@ from forge.data.sources import Fixed
 from forge.data.sources.files import folder
 from forge.data.survey import Survey, survey
 from forge.errors import DataError
-from forge.spec import BadRow, Conversation, Document, NearSpec, Preference, Row
+from forge.settings import NearSpec
+from forge.spec import BadRow, Conversation, Document, Preference, Row
 
 NEAR = NearSpec(threshold=0.8, permutations=32, shingle=3)
 ASKED = ({"role": "user", "content": "Où?"}, {"role": "assistant", "content": "Ici."})

@@ -15,7 +15,8 @@ from forge.data.encode import Encoded
 from forge.data.survey import Survey, survey
 from forge.data.tokens import Tokenised, tokenise
 from forge.errors import DataError
-from forge.spec import BadRow, Conversation, DataSpec, Document, EvaluationSpec, Row, SourceSpec
+from forge.settings import DataSpec, EvaluationSpec, SourceSpec
+from forge.spec import BadRow, Conversation, Document, Row
 
 
 class Toy:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from forge.spec import TrackingSpec
+from forge.settings import TrackingSpec
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from forge import spec
+from forge import settings
 from forge.binding import Problems
 from forge.binding import spec as bind
 from forge.data.mix import Mixture
@@ -124,16 +124,16 @@ def test_09_every_setting_is_read() -> None:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "forge").rglob("*.py")]
     read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
     read |= {key for tree in trees if _reads_by_name(tree) for key in _dictionary_keys(tree)}
-    specs = [value for name, value in vars(spec).items() if name.endswith("Spec")]
-    settings = {field.name for kind in specs for field in dataclasses.fields(kind)}
+    specs = [value for name, value in vars(settings).items() if name.endswith("Spec")]
+    asked = {field.name for kind in specs for field in dataclasses.fields(kind)}
     assert len(specs) >= 7
-    assert settings <= read | {"path"}  # data.path is for the YAML: sources refer to it
+    assert asked <= read | {"path"}  # data.path is for the YAML: sources refer to it
 
 
 def test_10_an_unknown_key_is_an_error() -> None:
     """There, unknown YAML keys are accepted."""
     problems = Problems()
-    assert bind(spec.SweepSpec, {"release_winner": True, "relase": 1}, "sweep", problems) is None
+    assert bind(settings.SweepSpec, {"release_winner": True, "relase": 1}, "sweep", problems) is None
     assert problems and problems[0].startswith("sweep.relase: unknown key")
 
 

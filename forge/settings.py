@@ -1,0 +1,173 @@
+"""What the YAML of each group must hold. Pydantic dataclasses, so that one look reports every wrong type, range and unknown key.
+
+forge.config does the reporting. Imports no mlx, mlflow or hydra.
+"""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass as checked
+
+from forge import units
+from forge.errors import ConfigError
+
+
+def _duration(value: Any) -> Any:
+    try:
+        units.parse(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+def _length(value: Any) -> Any:
+    number, unit = units.parse(value)
+    if number == 0 or unit == "%":
+        raise ValueError(f"{value!r}: a run's length is steps, tokens or epochs, and above 0")
+    return value
+
+
+def _cadence(value: Any) -> Any:
+    if units.parse(value)[0] == 0:
+        raise ValueError(f"{value!r}: has to be above 0; for once at the end write 100%")
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration)]
+Cadence = Annotated[Duration, AfterValidator(_cadence)]
+Length = Annotated[Duration, AfterValidator(_length)]
+Share = Annotated[float, Field(ge=0, le=1)]
+OverLength = Literal["error", "drop", "split", "truncate_left", "truncate_right"]
+Mask = Literal["all", "assistant", "last"]
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@checked(frozen=True, config=_STRICT)
+class SourceSpec:
+    """One named source of rows. `weight` is its share of the training tokens, relative to the other sources'.
+
+    `max_epochs`: after so many passes the other sources go on without it. `over_length`: what becomes of a row with more tokens
+    than fit; truncate_right keeps its beginning.
+    """
+
+    source: dict[str, Any]
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    max_epochs: Annotated[float, Field(gt=0)] | None = None
+    over_length: OverLength = "split"
+
+
+@checked(frozen=True, config=_STRICT)
+class NearSpec:
+    """Rows whose word shingles (`shingle` words) overlap by `threshold` (Jaccard) or more count as one; `permutations` of MinHash tell."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)]
+    permutations: Annotated[int, Field(ge=16, le=1024)]
+    shingle: Annotated[int, Field(ge=1, le=20)]
+
+
+@checked(frozen=True, config=_STRICT)
+class LimitsSpec:
+    """What a source may come to before the run is stopped; null: no limit. Shares are of rows, but of tokens for `cut_share`,
+    and of positions for `padding_share`. `epochs`: passes over the source in the whole run."""
+
+    bad_share: Share | None = None
+    dropped_share: Share | None = None
+    duplicate_share: Share | None = None
+    cut_share: Share | None = None
+    padding_share: Share | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+
+
+@checked(frozen=True, config=_STRICT)
+class DataSpec:
+    """`sequence_length`: positions (tokens) that the model sees at once. `valid_fraction`, `test_fraction`: shares of the rows kept aside.
+
+    `split_seed` decides which; it is apart from the run's seed, so that runs with other seeds are compared on the same tokens.
+    `mask`: the turns of a conversation that are learnt from. `template`: a chat template in place of the tokenizer's own.
+    `packing` auto: several documents a row where the model can keep them apart, else rows of like length.
+    `cache_gb`: how large tokenised data may grow on disk before what was used longest ago is removed.
+    """
+
+    sources: dict[str, SourceSpec]
+    sequence_length: Annotated[int, Field(ge=8)]
+    valid_fraction: Annotated[float, Field(gt=0, lt=1)]
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)]
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mask: Mask = "assistant"
+    template: str | None = None
+    bad_rows: Literal["error", "skip"] = "error"
+    filters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    near_duplicates: NearSpec | None = None
+    packing: Literal["auto", "pack", "bucket"] = "auto"
+    limits: LimitsSpec = field(default_factory=LimitsSpec)
+    cache_gb: Annotated[float, Field(gt=0)] = 20.0
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> "DataSpec":
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"valid_fraction and test_fraction come to {self.valid_fraction + self.test_fraction:g}, which leaves no row to train on"
+            )
+        return self
+
+
+@checked(frozen=True, config=_STRICT)
+class ScheduleSpec:
+    """`shape` maps the run's progress to a multiplier of the peak learning rate; the engine adds warm-up and cool-down."""
+
+    shape: dict[str, Any]
+    warmup: Duration
+    cooldown: Duration
+
+
+@checked(frozen=True, config=_STRICT)
+class TrainerSpec:
+    """What the loop needs. Durations are text with a unit (forge.units)."""
+
+    budget: Length
+    micro_batch: Annotated[int, Field(ge=1)]
+    accumulate: Annotated[int, Field(ge=1)]
+    clip_norm: Annotated[float, Field(gt=0)]
+    eval_every: Cadence
+    save_every: Cadence
+    log_every: Annotated[int, Field(ge=1)]
+    keep: Annotated[int, Field(ge=0)]
+
+
+@checked(frozen=True, config=_STRICT)
+class EvaluationSpec:
+    """`max_tokens`: at most that many validation targets a source, always the same ones."""
+
+    max_tokens: Annotated[int, Field(ge=1)]
+
+
+@checked(frozen=True, config=_STRICT)
+class ReleaseSpec:
+    """`max_logit_difference`: how far the fused model's logits may lie from those of the evaluated one."""
+
+    enabled: bool
+    name: Annotated[str, Field(pattern=r"^[^/:]+$")]
+    alias: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
+    max_logit_difference: Annotated[float, Field(gt=0)]
+
+
+@checked(frozen=True, config=_STRICT)
+class TrackingSpec:
+    """`uri` null: MLFLOW_TRACKING_URI, else sqlite beside mlruns/. `parent_run` is set by a sweep for its children."""
+
+    uri: str | None
+    experiment: str
+    run_name: str | None
+    parent_run: str | None
+    dashboard: bool
+    tags: dict[str, str]
+
+
+@checked(frozen=True, config=_STRICT)
+class SweepSpec:
+    """`release_winner`: register the best child when all are done."""
+
+    release_winner: bool
