@@ -221,14 +221,15 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
         "f.csv": b"text\nx\n",
     }
     rows(tmp_path, files)  # imports what opens files of its own
-    before = sorted(os.listdir("/dev/fd"))
+    gc.collect()
+    before = len(os.listdir("/dev/fd"))
     for _ in range(3):
         rows(tmp_path, {})
     iterator = iter(folder(path=str(tmp_path)))
     next(iterator)
     del iterator
     gc.collect()
-    assert sorted(os.listdir("/dev/fd")) == before
+    assert len(os.listdir("/dev/fd")) <= before  # what others left may go meanwhile
 
 
 LARGE = """
