@@ -72,6 +72,8 @@ def plan(config: Config, built: Data, peak: float) -> Plan:
     trainer = config.trainer
     per_step = built.tokens_per_row * trainer.micro_batch * trainer.accumulate
     total = max(1, units.to_steps(trainer.budget, units.Clock(per_step, built.epoch_tokens)))
+    if built.max_batches is not None and 0 <= total * trainer.accumulate - built.max_batches < trainer.accumulate:
+        total = max(1, built.max_batches // trainer.accumulate)  # the budget was rounded up to whole steps
     if built.max_batches is not None and total * trainer.accumulate > built.max_batches:
         raise DataError(
             f"trainer.budget={trainer.budget}: {total} steps need {total * trainer.accumulate} batches, and max_epochs leaves "
@@ -98,6 +100,13 @@ def planned(built: Data, steps: Plan) -> Ledger:
     epochs = {f"data/{name}/epochs_planned": value for name, value in train.epochs().items()}
     train.cursor = cursor
     return replace(built.ledger, counts={**built.ledger.counts, **epochs})
+
+
+def refuse_pairs(account: Ledger) -> None:
+    """Raises DataError for preference pairs in use: this objective would learn the chosen answers and never see the others."""
+    for name in account.source_digests:
+        if account.counts.get(f"data/{name}/rows_pairs") and account.counts[f"data/{name}/weight"]:
+            raise DataError(f"source {name!r} holds preference pairs, and the objective learns from text; set data.sources.{name}.weight=0")
 
 
 def store_of(config: Config, parts: Parts, run_id: str) -> Store:

@@ -4,6 +4,7 @@ The root is FORGE_HOME when set; the checkout when forge runs from one (editable
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 from forge.errors import ConfigError
@@ -38,6 +39,16 @@ def conf() -> Path:
 
 def runs() -> Path:
     return root() / "mlruns"
+
+
+def require_writable() -> None:
+    """Raises ConfigError where nothing can be kept."""
+    try:
+        runs().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=runs()):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{runs()}: can't be written ({error.strerror}); mend that, or set FORGE_HOME to another place") from error
 
 
 def checkpoints(run_id: str) -> Path:

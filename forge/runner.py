@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from forge.assemble import Parts, assemble, plan, planned, store_of
+from forge.assemble import Parts, assemble, plan, planned, refuse_pairs, store_of
 from forge.config import Config
 from forge.data import ledger
 from forge.errors import ConfigError, DataError, TrackingError
@@ -48,7 +48,7 @@ def train(config: Config, overrides: list[str]) -> Outcome:
         steps = plan(config, parts.data, peak(optimizer))
         account = planned(parts.data, steps)
         _record_parts(run, config, parts, steps, account)
-        _refuse_pairs(account)
+        refuse_pairs(account)
         if broken := ledger.broken(account, config.data.limits):
             raise DataError("\n".join(broken))
         checkpoints = store_of(config, parts, run.id)
@@ -104,13 +104,6 @@ def _realised(result: Result) -> dict[str, float]:
     prefix = "train/share/"
     last = {key: value for _, metrics in result.history for key, value in metrics.items() if key.startswith(prefix)}
     return {f"data/{key.removeprefix(prefix)}/share_realised": value for key, value in last.items()}
-
-
-def _refuse_pairs(account: Ledger) -> None:
-    """Raises DataError for preference pairs in use: this objective would learn the chosen answers and never see the others."""
-    for name in account.source_digests:
-        if account.counts.get(f"data/{name}/rows_pairs") and account.counts[f"data/{name}/weight"]:
-            raise DataError(f"source {name!r} holds preference pairs, and the objective learns from text; set data.sources.{name}.weight=0")
 
 
 def peak(optimizer: Any) -> float:

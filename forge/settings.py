@@ -90,7 +90,7 @@ class DataSpec:
     `cache_gb`: how large tokenised data may grow on disk before what was used longest ago is removed.
     """
 
-    sources: dict[str, SourceSpec]
+    sources: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], SourceSpec]
     sequence_length: Annotated[int, Field(ge=8)]
     valid_fraction: Annotated[float, Field(gt=0, lt=1)]
     split_seed: Annotated[int, Field(ge=0, lt=2**32)]

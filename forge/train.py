@@ -7,7 +7,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from forge import jobs
+from forge import jobs, paths
 from forge.config import check
 from forge.entry import entry
 
@@ -22,6 +22,7 @@ def _train(argv: list[str]) -> int:
     if asked is None or asked.show:
         jobs.launch(lambda _: None, asked.argv if asked else argv)
         return 0
+    paths.require_writable()
     if asked.multirun:
         from forge.sweep.parent import sweep
 

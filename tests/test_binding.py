@@ -206,6 +206,13 @@ def test_names_are_those_of_the_place_where_the_key_stands() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["x(1)", "a/b", "my source"])
+def test_a_source_has_a_name_that_metrics_can_have(name: str) -> None:
+    rest = {"sequence_length": 8, "valid_fraction": 0.1, "split_seed": 0}
+    _, problems = bind_spec(DataSpec, {"sources": {name: {"source": {}}}, **rest})
+    assert len(problems) == 1 and name in problems[0] and "should match pattern" in problems[0]
+
+
 def test_a_source_named_like_a_field_keeps_its_own_names() -> None:
     sources = {"path": {"source": {}, "wieght": 2.0}}
     _, problems = bind_spec(DataSpec, {"sources": sources, "sequence_length": 8, "valid_fraction": 0.1, "split_seed": 0})

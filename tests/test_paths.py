@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from forge import paths
+from forge.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,3 +85,13 @@ def test_asking_for_a_path_makes_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("FORGE_HOME", str(tmp_path))
     paths.root(), paths.runs(), paths.checkpoints("abc"), paths.cache(), paths.locks()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_that_can_not_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FORGE_HOME", str(tmp_path / "file" / "below"))
+    with pytest.raises(ConfigError, match=r"file/below/mlruns: can't be written \(.+\); mend that, or set FORGE_HOME to another place"):
+        paths.require_writable()
+    monkeypatch.setenv("FORGE_HOME", str(tmp_path))
+    paths.require_writable()
+    assert list((tmp_path / "mlruns").iterdir()) == []

@@ -149,9 +149,7 @@ def _bytes(tokens: Tokenised, rows: PackedRows, encoder: Encoder) -> int:
     for i in np.flatnonzero(pieces.sizes < sequences.lengths[pieces.documents]):
         document, start, stop = int(pieces.documents[i]), int(pieces.starts[i]), int(pieces.stops[i])
         ids = sequences.row(document, start, stop)[sequences.mask(document, start, stop)]
-        if sequences.targets is None and ids[-1] == encoder.eos_token_id:
-            ids = ids[:-1]  # no text: documents are counted without it
-        total += len(encoder.decode(ids).encode("utf-8", "replace")) - int(tokens.target_bytes[document])
+        total += encoder.spelt(ids) - int(tokens.target_bytes[document])
     return total
 
 

@@ -26,7 +26,7 @@ class Encoded:
 
     ids          int32 (T,)
     targets      bool (T,); None: every token but the first is a target (documents)
-    target_bytes UTF-8 bytes of the text that the targets spell; of all of a document
+    target_bytes UTF-8 bytes of the text that the targets spell; added tokens, such as the end of a turn, spell none
     notes        short codes of what is not as the row said (see Rendered)
     """
 
@@ -51,6 +51,7 @@ class Encoder:
         self._source = template or _own_template(tokenizer)
         self.template_digest = _digest(self._source) if self._source else ""
         self._lock = threading.Lock()
+        self._sizes: dict[int, int] = {}
         self._backend = _copy_of(getattr(tokenizer, "backend_tokenizer", None))
         if self._backend is None:
             vocabulary = sorted(getattr(tokenizer, "get_vocab", dict)().items())
@@ -89,6 +90,21 @@ class Encoder:
         listed = np.asarray(ids).tolist()
         return self._tokenizer.decode(listed) if self._backend is None else self._backend.decode(listed, skip_special_tokens=False)
 
+    def spelt(self, ids: np.ndarray) -> int:
+        """UTF-8 bytes of the text that ids spell; added tokens, such as the end of a turn, spell none."""
+        text = ids[~self._added_V[ids]] if self._backend is not None else ids[ids != self.eos_token_id]
+        return len(self.decode(text).encode("utf-8", "replace")) if len(text) else 0
+
+    def _spelt_by(self, id: int) -> int:
+        """spelt() of one id, remembered."""
+        if self._backend is None:
+            return 0  # taken for the start token that such a tokenizer puts in front
+        if id not in self._sizes:
+            token, whole = self._backend.id_to_token(id), "\ufffd" not in self.decode([id])
+            # A part of a character: a byte fallback, or in a byte-level vocabulary a letter for each byte.
+            self._sizes[id] = self.spelt(np.array([id])) if whole else 1 if token.startswith("<0x") else len(token)
+        return self._sizes[id]
+
     # ---- documents --------------------------------------------------------------------------------------------------------
 
     def _documents(self, texts: dict[int, str], rows: Sequence[Any]) -> dict[int, Encoded | BadRow]:
@@ -101,7 +117,7 @@ class Encoder:
             else:
                 sizes[n] = size
         for n, ids in zip(sizes, self._tokenise([texts[n] for n in sizes]), strict=True):
-            results[n] = Encoded(ids, None, sizes[n])
+            results[n] = Encoded(ids, None, sizes[n] - self._spelt_by(int(ids[0])))  # the first token is no target
         return results
 
     def _tokenise(self, texts: list[str]) -> list[np.ndarray]:
@@ -145,7 +161,8 @@ class Encoder:
         if not targets.any():
             return BadRow(origin, "no_target", "no token is left to learn; drop the row or look at what its template makes of it")
         size = sum(len(rendered.text[start:stop].encode()) for start, stop in spans)
-        return Encoded(ids, targets, size, rendered.notes)
+        added = sum(len(rendered.text[start:stop].encode()) for start, stop in offsets[targets & self._added_V[ids]])
+        return Encoded(ids, targets, size - added, rendered.notes)
 
     @cached_property
     def _added_V(self) -> np.ndarray:

@@ -9,6 +9,7 @@ A source with a cap on its epochs leaves when it has reached it, and the others 
 """
 
 import bisect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,13 +57,16 @@ class Mixture(Batches):
         self._names = [name for name in sources if weights[name] > 0]
         self._rows = [sources[name] for name in self._names]
         self._batch_rows, self._seed, self._bucketed = batch_rows, seed, bucketed
-        self._block_rows = batch_rows * max(1, _BLOCK // batch_rows)
         means = np.array([rows.targets.mean() for rows in self._rows])
         shares = np.array([weights[name] for name in self._names]) / means
+        self._block_rows = batch_rows * max(1, _BLOCK // batch_rows)
+        if bucketed:  # its rows come in any order: a block that reached into the next epoch would leave some out of this one
+            epoch = max(len(rows) / share for rows, share in zip(self._rows, shares / shares.sum(), strict=True))
+            self._block_rows = batch_rows * math.ceil(epoch / math.ceil(epoch / _BLOCK) / batch_rows)
         self.tokens_per_row = float((shares * means).sum() / shares.sum())
         self._phases = _phases(shares, [_most(rows, (caps or {}).get(rows.name)) for rows in self._rows], batch_rows)
         if not self._phases:
-            raise DataError(f"sources {', '.join(self._names)}: max_epochs leaves less than a batch of {batch_rows} rows; raise it")
+            raise DataError(f"sources {', '.join(self._names)}: max_epochs leaves no row; raise it")
         self._starts = [phase.start for phase in self._phases]
         self.cursor = 0
         # Caches; a batch stays a function of (seed, cursor).
@@ -73,7 +77,7 @@ class Mixture(Batches):
     def max_batches(self) -> int | None:
         """How many there are when every source has a cap; else None."""
         stop = self._phases[-1].stop
-        return None if stop is None else stop // self._batch_rows
+        return None if stop is None else math.ceil(stop / self._batch_rows)
 
     def next(self) -> Batch:
         if self.max_batches is not None and self.cursor >= self.max_batches:
@@ -144,8 +148,9 @@ class Mixture(Batches):
             return numbers, sources
         lengths = np.array([self._rows[s].filled[self._row(int(s), int(n))] for s, n in zip(sources, numbers, strict=True)])
         # By the width they need, not by length: rows of one width come in another order in each block, and so into other batches.
-        batches = np.argsort((lengths - 2) // _WIDTH, kind="stable").reshape(-1, self._batch_rows)
-        order = rng.permutation(batches).reshape(-1)
+        by_width = np.argsort((lengths - 2) // _WIDTH, kind="stable")
+        whole = len(by_width) - len(by_width) % self._batch_rows  # only the very last batch may be short
+        order = np.concatenate([rng.permutation(by_width[:whole].reshape(-1, self._batch_rows)).reshape(-1), by_width[whole:]])
         return numbers[order], sources[order]
 
     def _row(self, source: int, number: int) -> int:
@@ -165,7 +170,7 @@ def _most(rows: PackedRows, cap: float | None) -> int | None:
 
 
 def _phases(shares: np.ndarray, most: Sequence[int | None], batch_rows: int) -> list[_Phase]:
-    """Each phase lasts until a source has no row left for another batch."""
+    """Each phase lasts until a source has no row left for another batch; where all have a cap, the last one holds what then remains."""
     phases: list[_Phase] = []
     start, dealt, active = 0, np.zeros(len(shares), dtype=np.int64), np.ones(len(shares), dtype=bool)
     left = np.array([np.iinfo(np.int64).max if m is None else m for m in most], dtype=np.int64)
@@ -173,7 +178,9 @@ def _phases(shares: np.ndarray, most: Sequence[int | None], batch_rows: int) -> 
         ratios = _ratios(np.where(active, shares, 0.0))
         capped = active & np.array([m is not None for m in most])
         if not capped.any():
-            return [*phases, _Phase(start, None, dealt, ratios)] if active.any() else phases
+            if active.any():
+                return [*phases, _Phase(start, None, dealt, ratios)]
+            return [*phases, _Phase(start, start + int(left.sum()), dealt, _ratios(left))] if left.any() else phases
         open_ended = _Phase(start, None, dealt, ratios)
         # Counts of rows are off by less than one for each source: past this many, one has more than are left.
         most_rows = shares[active].sum() * min((left[capped] + len(shares) + 1) / shares[capped])

@@ -31,19 +31,22 @@ class Sides:
 def split(surveys: Mapping[str, Survey], spec: DataSpec, cache: Cache) -> dict[str, Sides]:
     """A row's side is decided by the hash of (seed, its key), whatever else there is.
 
-    A key that an earlier row of any source had is a duplicate and is dropped, so no text is on two sides. Near duplicates likewise,
+    A key that an earlier row of any source had is a duplicate and is dropped, so no text is on two sides; sources of weight 0 come last,
+    so that they take nothing from what is trained on. Near duplicates likewise,
     where data.near_duplicates asks for it. Raises DataError for a source with fewer rows than sides.
     """
-    twins = _duplicates([s.keys for s in surveys.values()])
-    near_twins = _near_duplicates(list(surveys.values()), twins, spec, cache)
+    ranked = sorted(surveys, key=lambda name: spec.sources[name].weight == 0)
+    twins = _duplicates([surveys[name].keys for name in ranked])
+    near_twins = _near_duplicates([surveys[name] for name in ranked], twins, spec, cache)
     sides = {}
-    for (name, found), twin, near_twin in zip(surveys.items(), twins, near_twins, strict=True):
+    for name, twin, near_twin in zip(ranked, twins, near_twins, strict=True):
+        found = surveys[name]
         rows = np.flatnonzero(~(twin | near_twin))
         dropped = {"duplicate": int(twin.sum()), "near_duplicate": int(near_twin.sum())}
         dropped = {reason: count for reason, count in dropped.items() if count}
         train, valid, test = (rows[side] for side in _assign(found, rows, dropped, spec))
         sides[name] = Sides(train, valid, test, dropped)
-    return sides
+    return {name: sides[name] for name in surveys}
 
 
 def overlap(surveys: Mapping[str, Survey], sides: Mapping[str, Sides]) -> int:
@@ -95,12 +98,12 @@ def _assign(found: Survey, rows: np.ndarray, dropped: Mapping[str, int], spec: D
         )
     shares = _uniform(found.keys[rows], spec.split_seed)
     order = np.argsort(shares, kind="stable")
-    test = int(np.searchsorted(shares[order], spec.test_fraction))
-    valid = int(np.searchsorted(shares[order], spec.test_fraction + spec.valid_fraction)) - test
-    test = min(max(test, needed - 2), len(rows) - 2)
-    valid = min(max(valid, 1), len(rows) - test - 1)
+    valid = int(np.searchsorted(shares[order], spec.valid_fraction))
+    test = int(np.searchsorted(shares[order], spec.valid_fraction + spec.test_fraction)) - valid
+    valid = min(max(valid, 1), len(rows) - needed + 1)
+    test = min(max(test, needed - 2), len(rows) - valid - 1)
     side = np.empty(len(rows), dtype=np.int8)
-    side[order] = np.repeat([2, 1, 0], [test, valid, len(rows) - test - valid])
+    side[order] = np.repeat([1, 2, 0], [valid, test, len(rows) - test - valid])  # a test side leaves the validation side as it is
     return side == 0, side == 1, side == 2
 
 

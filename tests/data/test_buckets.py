@@ -68,7 +68,7 @@ def test_buckets_pad_far_less_than_random_batches_of_the_same_rows(rows: Rows) -
 
 
 def test_buckets_keep_the_shares_of_tokens_and_use_rows_evenly(rows: Rows) -> None:
-    """Rows of 2 to 401, of 25 and of 4 tokens, in eight blocks: each row so often as its source was gone through, give or take one."""
+    """Rows of 2 to 401, of 25 and of 4 tokens, in eight blocks: each row as often as its source was gone through, give or take two: blocks are those of the slowest source."""
     sources = {"a": rows("a", LENGTHS), "b": rows("b", [25] * 97), "c": rows("c", [4] * 300)}
     mixture = Mixture(sources, {"a": 7, "b": 2, "c": 1}, 8, seed=0, bucketed=True)
     tokens: Counter[str] = Counter()
@@ -80,7 +80,15 @@ def test_buckets_keep_the_shares_of_tokens_and_use_rows_evenly(rows: Rows) -> No
             used[name.partition("[")[0]] += 1
     assert {name: tokens[name] / tokens.total() for name in "abc"} == pytest.approx({"a": 0.7, "b": 0.2, "c": 0.1}, abs=0.01)
     for name, epochs in mixture.epochs().items():
-        assert {used[f"{name}{n}"] for n in range(len(sources[name]))} <= {int(epochs), int(epochs) + 1}
+        assert {used[f"{name}{n}"] for n in range(len(sources[name]))} <= {int(epochs) + by for by in (-1, 0, 1, 2)}
+
+
+@pytest.mark.parametrize("count", [40, 360, 1600])
+def test_an_epoch_in_buckets_leaves_no_row_out(rows: Rows, count: int) -> None:
+    """Blocks end where the epoch does, so all rows have been used once when it is over. 1,600 rows are two blocks."""
+    mixture = Mixture({"a": rows("a", [2 + n % 300 for n in range(count)])}, {"a": 1}, 8, seed=0, bucketed=True)
+    names = [name.partition("[")[0] for _ in range(count // 8) for name in mixture.next().row_ids]
+    assert sorted(names) == sorted(f"a{n}" for n in range(count))
 
 
 @pytest.mark.parametrize("bucketed", [False, True])

@@ -141,11 +141,11 @@ def test_all_is_every_token_but_the_first_and_ids_are_those_that_transformers_gi
 @pytest.mark.parametrize(
     ("template", "mask", "chat", "expected"),
     [
-        ("chatml", "assistant", "three", 6 + 5 + 5 + 3 * 10),  # Paris. Rome. Bern. and three <|im_end|>
-        ("chatml", "last", "three", 5 + 10),
-        ("chatml", "last", "scripts", 6 + 1 + 4 + 2 + 10),  # 巴黎 is 6 bytes, 🗼 4, é 2
-        # <|im_start|> is the first token; user\n 5, the question 18, <|im_end|>\n 11, the header 12 + 10, the answer 6, <|im_end|>\n 11
-        ("chatml", "all", "one", 5 + 18 + 11 + 22 + 6 + 11),
+        ("chatml", "assistant", "three", 6 + 5 + 5),  # Paris. Rome. Bern.; <|im_end|> is no text
+        ("chatml", "last", "three", 5),
+        ("chatml", "last", "scripts", 6 + 1 + 4 + 2),  # 巴黎 is 6 bytes, 🗼 4, é 2
+        # user\n 5, the question 18, \n 1, assistant\n 10, the answer 6, \n 1
+        ("chatml", "all", "one", 5 + 18 + 1 + 10 + 6 + 1),
     ],
 )
 def test_target_bytes_are_those_of_the_targets(

@@ -197,17 +197,16 @@ def test_a_cap_counts_passes_over_the_rows(rows: Rows, cap: float) -> None:
 
 
 def test_the_data_ends_when_every_source_has_had_its_epochs(rows: Rows) -> None:
-    """100, 60 and 90 rows in all; the last batch is full, so fewer than a batch of each source are left over."""
-    sources, sizes = {"a": rows("a", 50, 64), "b": rows("b", 60, 4), "c": rows("c", 30, 25)}, {"a": 50, "b": 60, "c": 30}
+    """100, 60 and 90 rows: 62 batches of 4, and one of the 2 that are left."""
+    sources = {"a": rows("a", 50, 64), "b": rows("b", 60, 4), "c": rows("c", 30, 25)}
     caps = {"a": 2.0, "b": 1.0, "c": 3.0}
     mixture = Mixture(sources, {"a": 1, "b": 1, "c": 1}, 4, seed=0, caps=caps)
     batches = mixture.max_batches
-    assert batches is not None
-    drawn = Counter(name[0] for batch in walk(mixture, batches) for name in batch)
-    assert drawn.total() == 4 * batches
-    assert mixture.epochs() == {name: drawn[name] / sizes[name] for name in "abc"}
-    for name, cap in caps.items():
-        assert cap * sizes[name] - 4 < drawn[name] <= cap * sizes[name]
+    assert batches == 63
+    taken = walk(mixture, batches)
+    assert [len(batch) for batch in taken] == [4] * 62 + [2]
+    assert Counter(name[0] for batch in taken for name in batch) == {"a": 100, "b": 60, "c": 90}
+    assert mixture.epochs() == {"a": 2.0, "b": 1.0, "c": 3.0}
     for _ in range(2):
         with pytest.raises(
             DataError, match=rf"the data ends after {batches} batches: raise max_epochs of a source, or shorten trainer\.budget"
@@ -268,6 +267,8 @@ def test_a_cap_on_a_source_of_weight_zero_changes_nothing(rows: Rows) -> None:
     assert walk(mixture, 50) == walk(Mixture(sources, {"a": 1, "b": 0}, 3, seed=0), 50)
 
 
-def test_caps_that_leave_less_than_a_batch_are_refused(rows: Rows) -> None:
-    with pytest.raises(DataError, match="sources a: max_epochs leaves less than a batch of 4 rows; raise it"):
-        Mixture({"a": rows("a", 5, 8)}, {"a": 1}, 4, seed=0, caps={"a": 0.6})
+def test_caps_that_leave_less_than_a_batch_give_a_short_one_and_those_that_leave_no_row_are_refused(rows: Rows) -> None:
+    mixture = Mixture({"a": rows("a", 5, 8)}, {"a": 1}, 4, seed=0, caps={"a": 0.6})
+    assert mixture.max_batches == 1 and len(mixture.next().sources) == 3
+    with pytest.raises(DataError, match="sources a: max_epochs leaves no row; raise it"):
+        Mixture({"a": rows("a", 5, 8)}, {"a": 1}, 4, seed=0, caps={"a": 0.1})

@@ -24,7 +24,9 @@ def made(name: str, numbers: Sequence[int]) -> list[Document]:
 
 
 def spec(fraction: float = 0.3, seed: int = 0, test: float = 0.0, near: NearSpec | None = None) -> DataSpec:
-    return DataSpec({"a": SourceSpec({})}, 16, fraction, seed, test_fraction=test, near_duplicates=near)
+    return DataSpec(
+        {name: SourceSpec({}) for name in (*"abcdefz", "small", "other")}, 16, fraction, seed, test_fraction=test, near_duplicates=near
+    )
 
 
 class Halves:
@@ -100,11 +102,11 @@ def test_neither_order_nor_ids_nor_sources_change_a_side(cut: Callable[..., Halv
     assert cut({"other": made("b", range(9)), "a": rows}, 0.3).placed() == cut(rows, 0.3).placed()
 
 
-def test_a_larger_share_takes_rows_from_training_only(cut: Callable[..., Halves]) -> None:
-    """The test side stays what it is, however much is validated on."""
+def test_a_test_side_takes_rows_from_training_only(cut: Callable[..., Halves]) -> None:
+    """The validation side stays what it is, however much is kept for a test."""
     rows = made("a", range(300))
-    less, more = (cut(rows, fraction, test=0.2) for fraction in (0.2, 0.4))
-    assert less.ids("test") == more.ids("test") and less.ids("valid") < more.ids("valid")
+    none, less, more = (cut(rows, 0.2, test=fraction) for fraction in (0.0, 0.2, 0.4))
+    assert none.ids("valid") == less.ids("valid") == more.ids("valid") and less.ids("test") < more.ids("test")
 
 
 # ---- duplicates -------------------------------------------------------------------------------------------------------------

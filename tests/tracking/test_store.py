@@ -41,7 +41,7 @@ def test_a_deleted_experiment_is_named(home: Path) -> None:
 def test_processes_that_make_one_store_at_once_lose_nothing(tmp_path: Path) -> None:
     """Without the lock, two that open a new SQLite file at once destroy it."""
     code = (
-        "from forge.spec import TrackingSpec\nfrom forge.tracking.run import run\n"
+        "from forge.settings import TrackingSpec\nfrom forge.tracking.run import run\n"
         "spec = TrackingSpec(uri=None, experiment='e', run_name=None, parent_run=None, dashboard=False, tags={})\n"
         "with run(spec, 'i') as opened:\n    [opened.log({'m': float(s)}, s) for s in range(50)]\n"
     )

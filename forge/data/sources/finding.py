@@ -14,7 +14,7 @@ from forge.data.sources.readers.text import lines
 from forge.errors import DataError
 from forge.spec import BadRow
 
-_LEFT_OUT = ("__pycache__", "node_modules")
+_LEFT_OUT = ("__pycache__", "node_modules", "mlruns")  # the last is where runs write
 _LONGEST_PATH = 4096  # bytes
 
 
