@@ -11,7 +11,7 @@ from forge.data.encode import Encoder
 from forge.data.templates import named
 from forge.errors import DataError, ModelError
 from forge.models import Loaded
-from forge.spec import Data, Fetch, Ledger, Plan
+from forge.spec import Data, Fetch, Ledger, Packing, Plan
 from forge.training.checkpoint import Store
 from forge.training.isolation import keeps_apart
 from forge.training.schedules import learning_rate
@@ -26,15 +26,15 @@ class Parts:
 
 
 def assemble(config: Config, fetch: Fetch) -> Parts:
-    """Read the documents, load the model, build the batches. Raises DataError and ModelError."""
+    """Read the rows, load the model, build the batches. Raises DataError and ModelError."""
+    template = named(config.data.template)
     cache = Cache(paths.cache() / "data", config.data.cache_gb)
     corpus = data.read(config.data, config.sources, config.filters, cache)
     loaded = models.load(config.model, config.adapter, corpus.training_texts, config.seed, fetch)
     _check_fit(config, loaded)
     packing = _packing(config, loaded)
-    if not packing.startswith("packed"):
+    if not packing.packed:
         print(f"forge: rows are {packing}")
-    template = named(config.data.template)
     if template is not None:
         loaded.tokenizer.chat_template = template  # what is trained with is saved, and served
     encoder = Encoder(loaded.tokenizer, template, config.data.mask)
@@ -42,18 +42,18 @@ def assemble(config: Config, fetch: Fetch) -> Parts:
     return Parts(loaded, built)
 
 
-def _packing(config: Config, loaded: Loaded) -> str:
-    """How rows are made, and why. Raises ModelError where packing is asked for and the model would mix documents."""
+def _packing(config: Config, loaded: Loaded) -> Packing:
+    """Raises ModelError where packing is asked for and the model would mix documents."""
     wanted, kind = config.data.packing, loaded.config["model_type"]
     if wanted == "bucket":
-        return "bucketed by length: data.packing is bucket"
+        return Packing(False, "data.packing is bucket")
     if not keeps_apart(loaded.model):
         if wanted == "pack":
             raise ModelError(f"data.packing=pack: {kind} can't keep packed documents apart; set data.packing to auto or bucket")
-        return f"bucketed by length: {kind} can't keep packed documents apart"
+        return Packing(False, f"{kind} can't keep packed documents apart")
     if wanted == "auto" and config.data.sequence_length > _LONGEST_MASK and mx.default_device() != mx.Device(mx.cpu):
-        return f"bucketed by length: above {_LONGEST_MASK} tokens the mask of packed documents takes too much memory on a GPU"
-    return f"packed: {kind} keeps packed documents apart"
+        return Packing(False, f"above {_LONGEST_MASK} tokens the mask of packed documents takes too much memory on a GPU")
+    return Packing(True, f"{kind} keeps packed documents apart")
 
 
 def _check_fit(config: Config, loaded: Loaded) -> None:
@@ -95,18 +95,9 @@ def plan(config: Config, built: Data, peak: float) -> Plan:
 
 def planned(built: Data, steps: Plan) -> Ledger:
     """The ledger with how often the run will go through each source."""
-    train, cursor = built.train, built.train.cursor
-    train.cursor = steps.total_steps * steps.accumulate
-    epochs = {f"data/{name}/epochs_planned": value for name, value in train.epochs().items()}
-    train.cursor = cursor
+    planned = built.train.epochs(steps.total_steps * steps.accumulate)
+    epochs = {f"data/{name}/epochs_planned": value for name, value in planned.items()}
     return replace(built.ledger, counts={**built.ledger.counts, **epochs})
-
-
-def refuse_pairs(account: Ledger) -> None:
-    """Raises DataError for preference pairs in use: this objective would learn the chosen answers and never see the others."""
-    for name in account.source_digests:
-        if account.counts.get(f"data/{name}/rows_pairs") and account.counts[f"data/{name}/weight"]:
-            raise DataError(f"source {name!r} holds preference pairs, and the objective learns from text; set data.sources.{name}.weight=0")
 
 
 def store_of(config: Config, parts: Parts, run_id: str) -> Store:

@@ -42,7 +42,7 @@ def _report(argv: list[str]) -> int:
 
 def _show(config: Config) -> None:
     """Raises, once all is printed, what the run would have ended with before its first step."""
-    from forge.assemble import assemble, plan, planned, refuse_pairs
+    from forge.assemble import assemble, plan, planned
 
     def fetch(uri: str) -> tuple[Path, str]:
         from forge.tracking import registry
@@ -66,7 +66,6 @@ def _show(config: Config) -> None:
     _samples(console, parts.data, lambda ids: tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     _unused(console, account)
     _outstanding(console, parts.data)
-    refuse_pairs(account)
     if broken := ledger.broken(account, config.data.limits):
         raise DataError("\n".join(broken))
     if refused:

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from forge.assemble import Parts, assemble, plan, planned, refuse_pairs, store_of
+from forge.assemble import Parts, assemble, plan, planned, store_of
 from forge.config import Config
 from forge.data import ledger
 from forge.errors import ConfigError, DataError, TrackingError
@@ -45,10 +45,9 @@ def train(config: Config, overrides: list[str]) -> Outcome:
         _record_configuration(run, config, overrides)
         parts = assemble(config, partial(registry.fetch, config.tracking.uri))
         optimizer = config.optimizer()
-        steps = plan(config, parts.data, peak(optimizer))
+        steps = plan(config, parts.data, _peak(optimizer))
         account = planned(parts.data, steps)
         _record_parts(run, config, parts, steps, account)
-        refuse_pairs(account)
         if broken := ledger.broken(account, config.data.limits):
             raise DataError("\n".join(broken))
         checkpoints = store_of(config, parts, run.id)
@@ -106,7 +105,7 @@ def _realised(result: Result) -> dict[str, float]:
     return {f"data/{key.removeprefix(prefix)}/share_realised": value for key, value in last.items()}
 
 
-def peak(optimizer: Any) -> float:
+def _peak(optimizer: Any) -> float:
     try:
         return float(optimizer.learning_rate)
     except KeyError as error:

@@ -139,7 +139,7 @@ class TrainerSpec:
 
 @checked(frozen=True, config=_STRICT)
 class EvaluationSpec:
-    """`max_tokens`: at most that many validation targets a source, always the same ones."""
+    """`max_tokens`: at most that many targets a source for validation, and as many for the test; always the same ones."""
 
     max_tokens: Annotated[int, Field(ge=1)]
 

@@ -116,8 +116,19 @@ class Batches(Protocol):
 
     def next(self) -> Batch: ...
 
-    def epochs(self) -> Mapping[str, float]:
-        """How often each source has been gone through up to the cursor."""
+    def epochs(self, cursor: int) -> Mapping[str, float]:
+        """How often each source has been gone through before that batch."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Whether a row of a batch holds several documents, and why; if not, rows of like length come together."""
+
+    packed: bool
+    why: str
+
+    def __str__(self) -> str:
+        return f"{'packed' if self.packed else 'bucketed by length'}: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ class Ledger:
 @dataclass(frozen=True)
 class Data:
     """What data.build() returns. By source: fixed validation and test batches, the loss of a unigram model on validation (nats a
-    target), its bytes, and the lengths in tokens of the rows in use.
+    target), its bytes, and the lengths in tokens of the training rows.
 
     `epoch_tokens` (targets in one pass over all sources in use) and `tokens_per_row` (mean targets) turn durations into steps.
     `max_batches`: where every source has a cap on its epochs, the batches until all are used up.

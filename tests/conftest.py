@@ -14,7 +14,7 @@ from forge.data.pack import PackedRows
 from forge.data.tokens import Sequences
 from forge.models import Loaded, scratch
 from forge.settings import DataSpec, EvaluationSpec, OverLength, SourceSpec
-from forge.spec import Data, Document
+from forge.spec import Data, Document, Packing
 
 _SENTENCES = (
     "the cat sat on the mat and looked at the hill",
@@ -50,7 +50,7 @@ def pack_rows() -> Callable[..., PackedRows]:
         documents: Sequence[Sequence[int]],
         ids: Sequence[str],
         row: int,
-        isolated: bool = True,
+        packed: bool = True,
         policy: OverLength = "split",
         targets: Sequence[Sequence[bool]] | None = None,
         name: str = "a",
@@ -58,7 +58,7 @@ def pack_rows() -> Callable[..., PackedRows]:
         joined = np.concatenate([np.asarray(document, dtype=np.int32) for document in documents])
         mask = None if targets is None else np.concatenate([np.asarray(each, dtype=bool) for each in targets])
         borders = np.cumsum([0, *map(len, documents)])
-        return PackedRows(name, Sequences(joined, borders, mask, ids), np.arange(len(documents)), row, isolated, policy)
+        return PackedRows(name, Sequences(joined, borders, mask, ids), np.arange(len(documents)), row, packed, policy)
 
     return make
 
@@ -74,7 +74,7 @@ def toy_data(make_tiny_model: Callable[..., Loaded], tmp_path_factory: pytest.Te
     spec = DataSpec(weights, sequence_length=32, valid_fraction=0.25, split_seed=0)
     cache, encoder = Cache(tmp_path_factory.mktemp("cache"), 1.0), Encoder(make_tiny_model().tokenizer)
     corpus = data.read(spec, sources, {}, cache)
-    return data.build(corpus, spec, EvaluationSpec(max_tokens=2000), encoder, cache, batch_rows=2, seed=0, packing="packed: a test")
+    return data.build(corpus, spec, EvaluationSpec(max_tokens=2000), encoder, cache, batch_rows=2, seed=0, packing=Packing(True, "a test"))
 
 
 @pytest.fixture(scope="session")

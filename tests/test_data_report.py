@@ -122,11 +122,11 @@ def test_a_broken_limit_is_told_after_the_report(report: Report) -> None:
     assert "dropped_share is 0.1364, above data.limits.dropped_share=0.05" in told[0] and "data.limits.epochs=1" in told[1]
 
 
-def test_pairs_to_train_on_are_refused_as_by_the_run(report: Report) -> None:
-    pairs = ("data=instructions", "data/source@data.sources.instructions.source=preferences", "data.sequence_length=256")
-    code, out, err = report(*pairs)
-    assert code == 3 and "What became of every row" in out
-    assert err.startswith("error: source 'instructions' holds preference pairs") and len(err.splitlines()) == 1
+def test_preference_pairs_in_use_are_told_as_by_train(report: Report) -> None:
+    pairs = "+data/source@data.sources.pairs.source=preferences"
+    code, out, err = report(pairs, "+data.sources.pairs.weight=1", "data.template=simple")
+    assert code == 3 and "Samples" in out and "source 'pairs' holds preference pairs" in err
+    assert report(pairs, "+data.sources.pairs.weight=0", "data.template=simple")[0] == 0
 
 
 def test_a_plan_that_can_t_be_made_is_told_with_the_rest(report: Report) -> None:

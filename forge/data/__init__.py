@@ -20,7 +20,7 @@ from forge.data.survey import Filter, Source, Survey, survey
 from forge.data.tokens import Tokenised, tokenise
 from forge.errors import DataError
 from forge.settings import DataSpec, EvaluationSpec
-from forge.spec import Batch, Data, Ledger
+from forge.spec import Batch, Data, Ledger, Packing
 
 _TOKENIZER_BYTES = 2**24  # a tokenizer made from the text sees at most this much of it
 
@@ -53,16 +53,16 @@ def read(spec: DataSpec, sources: Mapping[str, Source], filters: Mapping[str, Fi
 
 
 def build(
-    corpus: Corpus, spec: DataSpec, evaluation: EvaluationSpec, encoder: Encoder, cache: Cache, batch_rows: int, seed: int, packing: str
+    corpus: Corpus, spec: DataSpec, evaluation: EvaluationSpec, encoder: Encoder, cache: Cache, batch_rows: int, seed: int, packing: Packing
 ) -> Data:
-    """Tokenise, pack and mix. `packing` says how rows are made and why; "pack…": several documents a row. Raises DataError."""
-    packed = packing.startswith("pack")
-    parts = {name: _Part.of(name, corpus, spec, evaluation, encoder, cache, packed) for name in corpus.surveys}
+    """Tokenise, pack and mix. Raises DataError."""
+    packed = packing.packed
+    parts = {name: _part(name, corpus, spec, evaluation, encoder, cache, packed) for name in corpus.surveys}
     used = {name: part for name, part in parts.items() if corpus.weights[name] > 0}
     caps = {name: s.max_epochs for name, s in spec.sources.items()}
     mixture = Mixture({name: part.train for name, part in parts.items()}, corpus.weights, batch_rows, seed, caps, not packed)
     frequencies = np.sum([unigram.count(part.tokens, part.train.documents) for part in used.values()], axis=0)
-    valid = {name: part.batches(part.valid, batch_rows, packed) for name, part in parts.items()}
+    valid = {name: _batches(part.valid, batch_rows, packed) for name, part in parts.items()}
     counts = {f"data/{name}/{key}": float(value) for name, part in parts.items() for key, value in part.counts.items()}
     counts |= {f"data/{name}/weight": weight / sum(corpus.weights.values()) for name, weight in corpus.weights.items()}
     counts |= {f"data/{name}/padding_share": padding for name, padding in mixture.padding_shares().items()}
@@ -80,13 +80,13 @@ def build(
             tokenizer_digest=encoder.digest,
             template_digest=encoder.template_digest,
             examples={name: (*corpus.surveys[name].examples, *part.tokens.examples) for name, part in parts.items()},
-            packing=packing,
+            packing=str(packing),
         ),
         epoch_tokens=int(sum(part.train.targets.sum() for part in used.values())),
         tokens_per_row=mixture.tokens_per_row,
         unigram={name: unigram.loss(frequencies, batches) for name, batches in valid.items()},
         valid_bytes={name: part.valid_bytes for name, part in parts.items()},
-        test={name: part.batches(part.test, batch_rows, packed) for name, part in parts.items() if len(part.test)},
+        test={name: _batches(part.test, batch_rows, packed) for name, part in parts.items() if len(part.test)},
         lengths={name: part.tokens.sequences.lengths[part.train.documents] for name, part in parts.items()},
         max_batches=mixture.max_batches,
     )
@@ -104,31 +104,31 @@ class _Part:
     valid_digest: str
     counts: Mapping[str, float]
 
-    @staticmethod
-    def of(name: str, corpus: Corpus, spec: DataSpec, evaluation: EvaluationSpec, encoder: Encoder, cache: Cache, packed: bool) -> "_Part":
-        found, sides, policy = corpus.surveys[name], corpus.sides[name], spec.sources[name].over_length
-        tokens = tokenise(found, encoder, spec.bad_rows == "error", cache)
-        row = spec.sequence_length + 1  # the last token of a row is a target only, the first an input only
 
-        def rows(numbers: np.ndarray) -> PackedRows:
-            return PackedRows(name, tokens.sequences, numbers, row, packed, policy)
+def _part(name: str, corpus: Corpus, spec: DataSpec, evaluation: EvaluationSpec, encoder: Encoder, cache: Cache, packed: bool) -> _Part:
+    found, sides, policy = corpus.surveys[name], corpus.sides[name], spec.sources[name].over_length
+    tokens = tokenise(found, encoder, spec.bad_rows == "error", cache)
+    row = spec.sequence_length + 1  # the last token of a row is a target only, the first an input only
 
-        whole = {"train": rows(sides.train), "valid": rows(sides.valid), "test": rows(sides.test)}
-        for side, what in (("train", "training"), ("valid", "validation")):
-            if not len(whole[side]):
-                why = ledger.losses(whole[side], getattr(sides, side), tokens)
-                raise DataError(f"source {name!r}: no {what} row has a target ({why}); look at over_length, data.mask and the rows")
-        valid, test = (rows(_measured(whole[side], found.keys, evaluation.max_tokens)) for side in ("valid", "test"))
-        counts = ledger.rows_of(found, sides, tokens, whole) | ledger.tokens_of(found, sides, tokens, whole["train"])
-        counts |= {"rows_evaluated": len(valid.documents), "targets_evaluated": int(valid.targets.sum())}
-        return _Part(tokens, whole["train"], valid, test, _bytes(tokens, valid, encoder), _digest(tokens, valid), counts)
+    def rows(numbers: np.ndarray) -> PackedRows:
+        return PackedRows(name, tokens.sequences, numbers, row, packed, policy)
 
-    @staticmethod
-    def batches(rows: PackedRows, size: int, packed: bool) -> tuple[Batch, ...]:
-        """All rows, those of like length together where each holds one document."""
-        numbers = np.arange(len(rows)) if packed else np.argsort(rows.filled, kind="stable")
-        groups = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        return tuple(rows.batch(group.tolist(), None if packed else int(rows.filled[group].max())) for group in groups)
+    whole = {"train": rows(sides.train), "valid": rows(sides.valid), "test": rows(sides.test)}
+    for side, what in (("train", "training"), ("valid", "validation")):
+        if not len(whole[side]):
+            why = ledger.losses(whole[side], getattr(sides, side), tokens)
+            raise DataError(f"source {name!r}: no {what} row has a target ({why}); look at over_length, data.mask and the rows")
+    valid, test = (rows(_measured(whole[side], found.keys, evaluation.max_tokens)) for side in ("valid", "test"))
+    counts = ledger.rows_of(found, sides, tokens, whole) | ledger.tokens_of(found, sides, tokens, whole["train"])
+    counts |= {"rows_evaluated": len(valid.documents), "targets_evaluated": int(valid.targets.sum())}
+    return _Part(tokens, whole["train"], valid, test, _bytes(tokens, valid, encoder), _digest(tokens, valid), counts)
+
+
+def _batches(rows: PackedRows, size: int, packed: bool) -> tuple[Batch, ...]:
+    """All rows, those of like length together where each holds one document."""
+    numbers = np.arange(len(rows)) if packed else np.argsort(rows.filled, kind="stable")
+    groups = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    return tuple(rows.batch(group.tolist(), None if packed else int(rows.filled[group].max())) for group in groups)
 
 
 def _measured(rows: PackedRows, keys: np.ndarray, max_tokens: int) -> np.ndarray:

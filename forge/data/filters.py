@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from forge.errors import DataError
+from forge.settings import Share
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 # Scripts that put no space between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, bopomofo, Han. Each letter counts as a word.
 UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"

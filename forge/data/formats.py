@@ -7,12 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from forge.data.dialogue import from_speakers, from_xml
 from forge.data.turns import Refused, check, read, text, tools
 from forge.errors import DataError
 from forge.spec import BadRow, Conversation, Document, Message, Preference, Row
-
-__all__ = ["FORMATS", "from_speakers", "from_xml", "to_row"]
 
 _Record = Mapping[str, Any]
 _QUESTIONS = ("prompt", "question", "query")

@@ -30,7 +30,10 @@ def rows_of(found: Survey, sides: Sides, tokenised: Tokenised, packed: Mapping[s
     assert counts["rows_in"] == sum(count for name, count in counts.items() if name != "rows_in"), f"rows don't add up: {counts}"
     kinds = {"rows_bad": bad, "rows_dropped": dropped, "files_skipped": found.skipped, "rows_noted": tokenised.notes}
     for kind, by_reason in kinds.items():
-        counts |= {f"{kind}/{_in_a_name(reason)}": count for reason, count in by_reason.items() if count}
+        named: Counter[str] = Counter()
+        for reason, count in by_reason.items():
+            named[f"{kind}/{_in_a_name(reason)}"] += count
+        counts |= +named
     return counts | ({"rows_pairs": found.pairs} if found.pairs else {})
 
 
@@ -40,7 +43,7 @@ def _in_a_name(reason: str) -> str:
 
 
 def tokens_of(found: Survey, sides: Sides, tokenised: Tokenised, train: PackedRows) -> dict[str, int]:
-    """Tokens of one source, by name without prefix: of all rows; of those to train on, and what becomes of them."""
+    """Tokens of one source, by name without prefix: of all rows that the survey kept; of those to train on, and what becomes of them."""
     lengths = tokenised.sequences.lengths
     return {
         "bytes_in": int(found.bytes.sum()),
@@ -68,7 +71,7 @@ def digest(parts: Mapping[str, str]) -> str:
 
 
 def broken(ledger: Ledger, limits: LimitsSpec) -> list[str]:
-    """One line for each limit that a source breaks: what, where, the limit and the way out."""
+    """One line for each reason not to start: a limit that a source breaks, or preference pairs in use, which no objective learns from."""
     return [line for name in ledger.source_digests for line in _broken(name, ledger.counts, limits)]
 
 
@@ -84,6 +87,8 @@ def _broken(name: str, counts: Mapping[str, float], limits: LimitsSpec) -> Itera
     def get(key: str) -> float:
         return counts.get(f"data/{name}/{key}", 0)
 
+    if get("rows_pairs") and get("weight"):
+        yield f"source {name!r} holds preference pairs, and the objective learns from text; set data.sources.{name}.weight=0"
     values = {limit: sum(map(get, parts)) / max(get(whole), 1) for limit, (parts, whole, _) in _SHARES.items()}
     values |= {"padding_share": get("padding_share"), "epochs": get("epochs_planned")}
     ways_out = {limit: way for limit, (_, _, way) in _SHARES.items()}

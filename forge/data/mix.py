@@ -88,9 +88,8 @@ class Mixture(Batches):
         self.cursor += 1
         return batch
 
-    def epochs(self) -> dict[str, float]:
-        """How often each source has been gone through up to the cursor."""
-        counts = self._counts(self.cursor)
+    def epochs(self, cursor: int) -> dict[str, float]:
+        counts = self._counts(cursor)
         return {name: float(count / len(rows)) for name, count, rows in zip(self._names, counts, self._rows, strict=True)}
 
     def _counts(self, cursor: int) -> np.ndarray:
@@ -166,7 +165,7 @@ class Mixture(Batches):
 
 
 def _most(rows: PackedRows, cap: float | None) -> int | None:
-    return None if cap is None else int(cap * len(rows))
+    return None if cap is None else int(round(cap * len(rows), 6))  # 0.29 of 100 rows are 29
 
 
 def _phases(shares: np.ndarray, most: Sequence[int | None], batch_rows: int) -> list[_Phase]:

@@ -106,13 +106,13 @@ def place(sizes: np.ndarray, row: int) -> np.ndarray:
 class PackedRows:
     """Rows of one source's documents `numbers`, built on demand: memory is that of the pieces, 40 bytes each.
 
-    isolated False: each piece has a row to itself. `targets` counts each row's targets, `filled` its tokens. `pieces` lie in the
+    `packed` False: each piece has a row to itself. `targets` counts each row's targets, `filled` its tokens. `pieces` lie in the
     order of the rows. `documents` are those of which anything is left, with `document_targets` targets each; `left_out` counts the
     others by reason, `cuts` what else was lost, and `tokens_cut` the tokens of it all.
     Raises DataError under over_length=error.
     """
 
-    def __init__(self, name: str, sequences: Sequences, numbers: np.ndarray, row: int, isolated: bool = True, policy: OverLength = "split"):
+    def __init__(self, name: str, sequences: Sequences, numbers: np.ndarray, row: int, packed: bool = True, policy: OverLength = "split"):
         self.name, self.row, self._sequences = name, row, sequences
         try:
             pieces, self.cuts = cut(numbers, sequences.lengths[numbers], row, policy)
@@ -131,7 +131,7 @@ class PackedRows:
         short = int((sequences.lengths[numbers] < 2).sum())
         no_target = len(numbers) - len(self.documents) - short - self.cuts.dropped
         self.left_out = {"one_token": short, "over_length": self.cuts.dropped, "no_target": no_target}
-        at = place(pieces.sizes, row) if isolated else np.arange(len(targets))
+        at = place(pieces.sizes, row) if packed else np.arange(len(targets))
         order = np.lexsort((np.arange(len(at)), -pieces.sizes, at))
         self.pieces = pieces[order]
         self._borders = np.searchsorted(at[order], np.arange(at.max(initial=-1) + 2))

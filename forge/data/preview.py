@@ -65,7 +65,7 @@ def training(built: Data, positions: int = _POSITIONS) -> Generator[Batch]:
     train, before, seen = built.train, built.train.cursor, 0
     train.cursor = 0
     try:
-        while seen < positions and train.cursor != built.max_batches and min(train.epochs().values()) < 1:
+        while seen < positions and train.cursor != built.max_batches and min(train.epochs(train.cursor).values()) < 1:
             batch = train.next()
             seen += batch.tokens_BT.size
             yield batch

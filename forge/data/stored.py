@@ -34,11 +34,9 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.shutdown()
-        if self._last and error is None:
-            self._last.result()
-        self._table.close()
-        self._file.close()
+        with self._file, self._table, self._pool:
+            if self._last and error is None:
+                self._last.result()
 
     def add(self, rows: Sequence[Usable]) -> None:
         kinds = pa.array([_KINDS.index(type(row)) for row in rows], pa.int8())

@@ -32,14 +32,14 @@ from forge.spec import Metrics
 
 @dataclass
 class State:
-    """Where a run is. `shares` holds the target tokens of each source so far, `callbacks` their fields by name. `loss` is the
+    """Where a run is. `source_tokens` holds the target tokens of each source so far, `callbacks` their fields by name. `loss` is the
     validation loss of these weights, if it was taken; `reason` is a callback's, when it ended the run here.
     """
 
     step: int = 0
     cursor: int = 0
     tokens: int = 0
-    shares: dict[str, int] = field(default_factory=dict)
+    source_tokens: dict[str, int] = field(default_factory=dict)
     loss: float | None = None
     reason: str | None = None
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -111,7 +111,9 @@ class Store:
         history = [(step, metrics) for step, metrics in json.loads((checkpoint / "history.json").read_text())]
         if named:
             self._abandon_after(step_of(named))
-        return State(**{key: stored[key] for key in ("step", "cursor", "tokens", "shares", "loss", "reason", "callbacks")}, history=history)
+        return State(
+            **{key: stored[key] for key in ("step", "cursor", "tokens", "source_tokens", "loss", "reason", "callbacks")}, history=history
+        )
 
     def _abandon_after(self, step: int) -> None:
         for later in (later for later in steps(self.folder) if later > step):

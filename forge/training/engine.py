@@ -109,13 +109,13 @@ def _step(
     _require_finite(metrics, step, f"rows: {_rows(batches)}", store)
     state.step, state.cursor, state.tokens = step, data.train.cursor, state.tokens + targets
     for name, number in _by_source(batches):
-        state.shares[name] = state.shares.get(name, 0) + number
+        state.source_tokens[name] = state.source_tokens.get(name, 0) + number
     if step % plan.log_every and step != plan.total_steps:
         return {}
     metrics |= {f"train/{name}": scalar(value) / targets for name, value in sums.items()}
     metrics |= {"train/lr": plan.lr(step), "train/tokens": state.tokens, "train/epoch": state.tokens / data.epoch_tokens}
-    metrics |= {f"train/epoch/{name}": epochs for name, epochs in data.train.epochs().items()}
-    metrics |= {f"train/share/{name}": tokens / state.tokens for name, tokens in state.shares.items()}
+    metrics |= {f"train/epoch/{name}": epochs for name, epochs in data.train.epochs(state.cursor).items()}
+    metrics |= {f"train/share/{name}": tokens / state.tokens for name, tokens in state.source_tokens.items()}
     return metrics | _speed(batches, time.perf_counter() - started)
 
 

@@ -13,6 +13,10 @@ from collections.abc import Callable
 import numpy as np
 
 import forge  # noqa: F401  (before mlx)
+from forge.data.mix import Mixture
+from forge.data.pack import PackedRows
+from forge.data.tokens import Sequences
+from forge.spec import Batch
 
 _ROW, _PADDED_ROWS = 1025, 16
 
@@ -22,17 +26,13 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=8)
     arguments.add_argument("--steps", type=int, default=3, help="of each kind a round")
     asked = arguments.parse_args()
-    from forge.data.mix import Mixture
-    from forge.data.pack import PackedRows
-    from forge.data.tokens import Sequences
-
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(np.log(130), 1.0, 4000), 8, _ROW - 1).astype(np.int64)
     tokens = rng.integers(0, 2048, int(lengths.sum())).astype(np.int32)
     rows = Sequences(tokens, np.concatenate([[0], np.cumsum(lengths)]), None, [str(n) for n in range(len(lengths))])
     everything = np.arange(len(lengths))
     packed = PackedRows("set", rows, everything, _ROW)
-    alone = PackedRows("set", rows, everything, _ROW, isolated=False)
+    alone = PackedRows("set", rows, everything, _ROW, packed=False)
     wide = np.mean([lengths[rng.permutation(len(lengths))[:_PADDED_ROWS]].max() for _ in range(200)])
     packed_rows = max(1, round(_PADDED_ROWS * wide / _ROW))
     kinds = {
@@ -54,7 +54,7 @@ def main() -> None:
         print(f"{kind:9}{speed:8,.0f} real tokens/s  {speed / medians['padded']:.2f} x padded  ({each})")
 
 
-def _padded(rows: "PackedRows", numbers: np.ndarray) -> "Batch":  # noqa: F821
+def _padded(rows: PackedRows, numbers: np.ndarray) -> Batch:
     return rows.batch(numbers.tolist(), int(rows.filled[numbers].max()))
 
 
@@ -73,7 +73,7 @@ def _trainer() -> Callable[..., None]:
     optimizer = optimizers.AdamW(1e-3)
     value_and_grad = nn.value_and_grad(model, causal_lm)
 
-    def step(batch: "Batch") -> None:  # noqa: F821
+    def step(batch: Batch) -> None:
         (loss, (count, _)), gradients = value_and_grad(model, batch)
         optimizer.update(model, gradients)
         mx.eval(loss, count, model.parameters(), optimizer.state)
@@ -81,7 +81,7 @@ def _trainer() -> Callable[..., None]:
     return step
 
 
-def _speed(step: Callable[..., None], batches: list["Batch"]) -> float:  # noqa: F821
+def _speed(step: Callable[..., None], batches: list[Batch]) -> float:
     started = time.perf_counter()
     for batch in batches:
         step(batch)

@@ -19,7 +19,7 @@ def rows(pack_rows: Rows) -> Rows:
     """rows(name, lengths): a document a row, at most 401 tokens long, with ids such as a17."""
 
     def make(name: str, lengths: Sequence[int]) -> PackedRows:
-        return pack_rows([np.full(n, 7) for n in lengths], [f"{name}{n}" for n in range(len(lengths))], 401, isolated=False, name=name)
+        return pack_rows([np.full(n, 7) for n in lengths], [f"{name}{n}" for n in range(len(lengths))], 401, packed=False, name=name)
 
     return make
 
@@ -68,7 +68,10 @@ def test_buckets_pad_far_less_than_random_batches_of_the_same_rows(rows: Rows) -
 
 
 def test_buckets_keep_the_shares_of_tokens_and_use_rows_evenly(rows: Rows) -> None:
-    """Rows of 2 to 401, of 25 and of 4 tokens, in eight blocks: each row as often as its source was gone through, give or take two: blocks are those of the slowest source."""
+    """Rows of 2 to 401, of 25 and of 4 tokens: each row as often as its source was gone through, give or take two.
+
+    Blocks end with the epochs of the slowest source, and not with the others'.
+    """
     sources = {"a": rows("a", LENGTHS), "b": rows("b", [25] * 97), "c": rows("c", [4] * 300)}
     mixture = Mixture(sources, {"a": 7, "b": 2, "c": 1}, 8, seed=0, bucketed=True)
     tokens: Counter[str] = Counter()
@@ -79,7 +82,7 @@ def test_buckets_keep_the_shares_of_tokens_and_use_rows_evenly(rows: Rows) -> No
             tokens[source] += int(mask.sum())
             used[name.partition("[")[0]] += 1
     assert {name: tokens[name] / tokens.total() for name in "abc"} == pytest.approx({"a": 0.7, "b": 0.2, "c": 0.1}, abs=0.01)
-    for name, epochs in mixture.epochs().items():
+    for name, epochs in mixture.epochs(mixture.cursor).items():
         assert {used[f"{name}{n}"] for n in range(len(sources[name]))} <= {int(epochs) + by for by in (-1, 0, 1, 2)}
 
 
@@ -104,7 +107,7 @@ def test_padding_is_counted_by_source(rows: Rows, bucketed: bool) -> None:
         for name, segments in zip(batch.sources, batch.segments_BT, strict=True):
             held[name] += len(segments)
             filled[name] += int(np.count_nonzero(segments))
-    assert mixture.epochs() == {"a": 1, "b": 1}
+    assert mixture.epochs(mixture.cursor) == {"a": 1, "b": 1}
     mixture.cursor = 77
     assert mixture.padding_shares() == pytest.approx({name: 1 - filled[name] / held[name] for name in "ab"})
     assert mixture.cursor == 77

@@ -18,9 +18,9 @@ from forge.data.survey import survey
 from forge.data.templates import named
 from forge.errors import DataError
 from forge.settings import DataSpec, EvaluationSpec, OverLength, SourceSpec
-from forge.spec import Batch, Conversation, Data, Document, Ledger, Preference, Row
+from forge.spec import Batch, Conversation, Data, Document, Ledger, Packing, Preference, Row
 
-PACKED, BUCKETED = "packed: a test", "bucketed: a test"
+PACKED, BUCKETED = Packing(True, "a test"), Packing(False, "a test")
 
 
 class Letters:
@@ -73,7 +73,7 @@ class Bench:
         max_tokens: int = 1000,
         seed: int = 0,
         batch_rows: int = 2,
-        packing: str = PACKED,
+        packing: Packing = PACKED,
         encoder: Encoder | None = None,
         **parts: Any,
     ) -> Data:
@@ -150,7 +150,7 @@ def test_a_source_is_read_once(bench: Bench) -> None:
 
 @pytest.mark.parametrize("packing", [PACKED, BUCKETED])
 @pytest.mark.parametrize("batch_rows", [1, 2, 7])
-def test_validation_holds_each_target_once(bench: Bench, batch_rows: int, packing: str) -> None:
+def test_validation_holds_each_target_once(bench: Bench, batch_rows: int, packing: Packing) -> None:
     """Also those of the last batch, which is smaller."""
     texts = [chr(97 + n) * (n % 5 + 1) for n in range(23)]
     built = bench.build(bench.given({"a": (["x"], texts)}, {"a": 1}), batch_rows=batch_rows, packing=packing)
@@ -283,7 +283,7 @@ LONG = "abcdefghijklmnopqrst"  # 22 tokens
 )
 @pytest.mark.parametrize("packing", [PACKED, BUCKETED])
 def test_what_is_left_of_a_row_that_is_too_long(
-    bench: Bench, packing: str, policy: OverLength, expected: set[str], size: int, cut: int
+    bench: Bench, packing: Packing, policy: OverLength, expected: set[str], size: int, cut: int
 ) -> None:
     """Rows of 9 tokens. The first token is context: truncate_left learns n to t, 7 bytes, and the end, which is no text.
 
@@ -317,7 +317,7 @@ def talk(number: int) -> Conversation:
 
 
 @pytest.mark.parametrize("packing", [PACKED, BUCKETED])
-def test_conversations_are_learnt_where_the_assistant_speaks(bench: Bench, chat_tokenizer: Callable[..., Any], packing: str) -> None:
+def test_conversations_are_learnt_where_the_assistant_speaks(bench: Bench, chat_tokenizer: Callable[..., Any], packing: Packing) -> None:
     """The targets of training and validation spell the answers, each with the token that ends it, and no question."""
     encoder = Encoder(chat_tokenizer("base", False), named("simple"))
     corpus = bench.read({"c": [talk(n) for n in range(40)]}, length=128)

@@ -190,8 +190,8 @@ def test_transcripts_become_conversations_where_speakers_are_given(tmp_path: Pat
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda place: None, r"data\.path=.*data: there is no such folder"),
-        (lambda place: place.write_text("x"), r"data\.path=.*data is a file; give its folder"),
+        (lambda place: None, r"path=.*data: there is no such folder"),
+        (lambda place: place.write_text("x"), r"path=.*data is a file; give its folder"),
         (lambda place: place.mkdir(), r"it has nothing; what can: text and code, \.json"),
         (lambda place: (place.mkdir(), (place / "a.docx").touch()), r"no file in it can be read: it has \.docx \(1\)"),
     ],

@@ -98,7 +98,7 @@ def several_configurations(place: Path) -> None:
 def test_what_is_wrong_with_a_dataset_is_told_in_one_line(tmp_path: Path, make: Any, knobs: dict[str, Any], message: str) -> None:
     (tmp_path / "set").mkdir()
     make(tmp_path / "set")
-    with pytest.raises(DataError, match=rf"^data\.path=.*set: .*{message}") as caught:
+    with pytest.raises(DataError, match=rf"^id=.*set: .*{message}") as caught:
         list(dataset(id=str(tmp_path / "set"), **knobs))
     assert "\n" not in str(caught.value)
 

@@ -16,22 +16,22 @@ from forge.data.ledger import broken, digest, table
 from forge.data.templates import named
 from forge.errors import DataError
 from forge.settings import DataSpec, EvaluationSpec, LimitsSpec, Mask, OverLength, SourceSpec
-from forge.spec import BadRow, Conversation, Data, Document, Ledger, Preference, Row
+from forge.spec import BadRow, Conversation, Data, Document, Ledger, Packing, Preference, Row
 
 ROW = 65  # tokens
 
 
 @pytest.fixture
 def prepare(tmp_path: Path) -> Callable[..., tuple[data.Corpus, Data]]:
-    """prepare(rows by source, encoder, policy="split", packing="packed", bad_rows="skip"): all are measured on."""
+    """prepare(rows by source, encoder, policy="split", packed=True, bad_rows="skip"): all are measured on."""
     cache = Cache(tmp_path, 1)
 
     def make(
-        rows: Mapping[str, Sequence[Row]], encoder: Encoder, policy: OverLength = "split", packing: str = "packed", bad_rows: str = "skip"
+        rows: Mapping[str, Sequence[Row]], encoder: Encoder, policy: OverLength = "split", packed: bool = True, bad_rows: str = "skip"
     ) -> tuple[data.Corpus, Data]:
         spec = DataSpec({name: SourceSpec({}, over_length=policy) for name in rows}, ROW - 1, 0.3, 0, test_fraction=0.2, bad_rows=bad_rows)
         corpus = data.read(spec, {name: lambda each=each: each for name, each in rows.items()}, {}, cache)
-        return corpus, data.build(corpus, spec, EvaluationSpec(10**6), encoder, cache, 2, 0, packing)
+        return corpus, data.build(corpus, spec, EvaluationSpec(10**6), encoder, cache, 2, 0, Packing(packed, "a test"))
 
     return make
 
@@ -102,8 +102,8 @@ def test_every_row_of_a_nasty_mixture_is_accounted_for(
     rows = {name: nasty(name, rng) for name in ("a", "b")}
     rows["b"][:20] = rows["a"][:20]
     encoder = Encoder(chat_tokenizer("base", False), named("simple"), mask)
-    for packing in ("packed", "bucketed"):
-        corpus, built = prepare(rows, encoder, policy, packing)
+    for packed in (True, False):
+        corpus, built = prepare(rows, encoder, policy, packed)
         for name, each in rows.items():
             by_id = {row.id: row for row in each if not isinstance(row, BadRow)}
             ids = corpus.surveys[name].ids.to_pylist()

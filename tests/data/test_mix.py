@@ -21,7 +21,7 @@ def rows(pack_rows: Rows) -> Rows:
     """rows(name, documents, length, row=64): `documents` rows of `length - 1` targets each, one document a row, with ids such as a17."""
 
     def make(name: str, documents: int, length: int, row: int = 64) -> PackedRows:
-        return pack_rows([np.full(length, 7)] * documents, [f"{name}{n}" for n in range(documents)], row, isolated=False, name=name)
+        return pack_rows([np.full(length, 7)] * documents, [f"{name}{n}" for n in range(documents)], row, packed=False, name=name)
 
     return make
 
@@ -68,7 +68,7 @@ def test_tokens_per_row_by_hand(rows: Rows) -> None:
 def test_a_source_of_weight_zero_is_never_drawn(rows: Rows) -> None:
     mixture = Mixture({"a": rows("a", 5, 8), "b": rows("b", 5, 8)}, {"a": 1, "b": 0}, 3, seed=0)
     assert {name[0] for batch in walk(mixture, 700) for name in batch} == {"a"}
-    assert set(mixture.epochs()) == {"a"}
+    assert set(mixture.epochs(mixture.cursor)) == {"a"}
 
 
 def test_a_source_of_very_little_weight_among_others_is_dealt_without_fail(rows: Rows) -> None:
@@ -78,9 +78,9 @@ def test_a_source_of_very_little_weight_among_others_is_dealt_without_fail(rows:
     mixture = Mixture(sources, weights, 1024, seed=0)
     for block in range(400):
         mixture.cursor = block
-        mixture.epochs()  # deals the block
+        mixture.epochs(mixture.cursor)  # deals the block
     mixture.cursor = 400
-    assert mixture.epochs()["b"] * 7 == pytest.approx(205, abs=2)
+    assert mixture.epochs(mixture.cursor)["b"] * 7 == pytest.approx(205, abs=2)
 
 
 def test_a_batch_is_the_same_after_a_seek(rows: Rows) -> None:
@@ -144,7 +144,7 @@ def test_nothing_drawn_elsewhere_moves_the_order(rows: Rows) -> None:
         np.random.seed(step)
         mx.eval(mx.random.uniform(shape=(3,)))
         sources["a"].batch(range(5))
-        mixture.epochs()
+        mixture.epochs(mixture.cursor)
         found.append(ids(mixture.next()))
     assert found == expected
 
@@ -152,14 +152,14 @@ def test_nothing_drawn_elsewhere_moves_the_order(rows: Rows) -> None:
 def test_epochs_by_hand(rows: Rows) -> None:
     """Equal rows and weights: a block of 1,024 rows holds 512 of each source, 128 epochs of 4 rows and 64 of 8."""
     mixture = Mixture({"a": rows("a", 4, 16), "b": rows("b", 8, 16)}, {"a": 1, "b": 1}, 2, seed=0)
-    assert mixture.epochs() == {"a": 0, "b": 0}
+    assert mixture.epochs(mixture.cursor) == {"a": 0, "b": 0}
     mixture.cursor = 512
-    assert mixture.epochs() == {"a": 128, "b": 64}
+    assert mixture.epochs(mixture.cursor) == {"a": 128, "b": 64}
     mixture.cursor = 1024
-    assert mixture.epochs() == {"a": 256, "b": 128}
+    assert mixture.epochs(mixture.cursor) == {"a": 256, "b": 128}
     mixture.cursor = 0
     drawn = Counter(name[0] for batch in walk(mixture, 5) for name in batch)
-    assert mixture.epochs() == {"a": drawn["a"] / 4, "b": drawn["b"] / 8}
+    assert mixture.epochs(mixture.cursor) == {"a": drawn["a"] / 4, "b": drawn["b"] / 8}
 
 
 # ---- caps on epochs ---------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_a_source_that_has_had_its_epochs_leaves_and_the_others_keep_their_propo
     batches = []
     for _ in range(8000):
         batches.append(mixture.next())
-        assert mixture.epochs()["a"] <= 2
+        assert mixture.epochs(mixture.cursor)["a"] <= 2
     last = max(n for n, batch in enumerate(batches) if "a" in batch.sources)
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
@@ -206,7 +206,7 @@ def test_the_data_ends_when_every_source_has_had_its_epochs(rows: Rows) -> None:
     taken = walk(mixture, batches)
     assert [len(batch) for batch in taken] == [4] * 62 + [2]
     assert Counter(name[0] for batch in taken for name in batch) == {"a": 100, "b": 60, "c": 90}
-    assert mixture.epochs() == {"a": 2.0, "b": 1.0, "c": 3.0}
+    assert mixture.epochs(mixture.cursor) == {"a": 2.0, "b": 1.0, "c": 3.0}
     for _ in range(2):
         with pytest.raises(
             DataError, match=rf"the data ends after {batches} batches: raise max_epochs of a source, or shorten trainer\.budget"
@@ -236,7 +236,7 @@ def test_a_seek_lands_right_on_both_sides_of_every_phase(rows: Rows, bucketed: b
     drawn = np.cumsum([[0, 0, 0]] + [[batch.sources.count(name) for name in "abc"] for batch in batches], axis=0)
     for cursor in sample:
         other.cursor = cursor
-        assert other.epochs() == {name: count / sizes[name] for name, count in zip("abc", drawn[cursor].tolist(), strict=True)}
+        assert other.epochs(other.cursor) == {name: count / sizes[name] for name, count in zip("abc", drawn[cursor].tolist(), strict=True)}
         assert same(other.next(), batches[cursor])
     fresh = mixture()
     fresh.cursor = last["a"] + 1
@@ -255,7 +255,7 @@ def test_any_caps_come_to_an_end_that_uses_them_up(rows: Rows) -> None:
         mixture = Mixture({name: sources[name] for name in names}, weights, size, seed=0, caps=caps)
         assert mixture.max_batches is not None
         mixture.cursor = mixture.max_batches
-        for name, epochs in mixture.epochs().items():
+        for name, epochs in mixture.epochs(mixture.cursor).items():
             count = len(sources[name])
             assert int(caps[name] * count) - size - 1 < epochs * count <= caps[name] * count, (weights, caps, size)
 

@@ -41,11 +41,11 @@ def names(count: int) -> list[str]:
     return [f"d{n}" for n in range(count)]
 
 
-@pytest.mark.parametrize("isolated", [True, False])
-def test_what_is_packed_can_be_read_back(make_tiny_model: Callable[..., Loaded], pack_rows: Pack, isolated: bool) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_is_packed_can_be_read_back(make_tiny_model: Callable[..., Loaded], pack_rows: Pack, packed: bool) -> None:
     tokenizer = make_tiny_model().tokenizer
     documents = [np.array([*tokenizer.encode(text), tokenizer.eos_token_id], dtype=np.int32) for text in TEXTS.values()]
-    rows = pack_rows(documents, list(TEXTS), ROW, isolated)
+    rows = pack_rows(documents, list(TEXTS), ROW, packed)
     rebuilt = {name: np.full(len(tokens), -1) for name, tokens in zip(TEXTS, documents, strict=True)}
     for name, start, tokens, _ in walk(rows):
         rebuilt[name][start : start + len(tokens)] = tokens
@@ -54,13 +54,13 @@ def test_what_is_packed_can_be_read_back(make_tiny_model: Callable[..., Loaded],
 
 
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("isolated", [True, False])
-def test_every_target_is_one_once(pack_rows: Pack, isolated: bool, masked: bool) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_every_target_is_one_once(pack_rows: Pack, packed: bool, masked: bool) -> None:
     """Of a document without a mask that is every token but the first; of a conversation what its mask says, but for the first."""
     lengths = [*range(0, 70), 15, 16, 17, 31, 300]
     draw = np.random.default_rng(0)
     wanted = [draw.random(length) < 0.2 if masked else np.ones(length, dtype=bool) for length in lengths]
-    rows = pack_rows([np.arange(n) for n in lengths], names(len(lengths)), ROW, isolated, targets=wanted if masked else None)
+    rows = pack_rows([np.arange(n) for n in lengths], names(len(lengths)), ROW, packed, targets=wanted if masked else None)
     seen = {name: np.zeros(length, dtype=int) for name, length in zip(names(len(lengths)), lengths, strict=True)}
     for name, start, tokens, mask in walk(rows):
         assert not mask[0] and mask.any()
@@ -90,7 +90,7 @@ def test_padding_is_no_token_no_target_and_no_document(pack_rows: Pack) -> None:
 
 
 def test_a_batch_can_be_narrower_than_rows_and_be_joined_with_others(pack_rows: Pack) -> None:
-    rows = pack_rows([[5, 6, 7], [2, 3]], ["a", "b"], 10, isolated=False)
+    rows = pack_rows([[5, 6, 7], [2, 3]], ["a", "b"], 10, packed=False)
     batch = join([rows.batch([1], width=4), rows.batch([0], width=4)])
     assert batch.tokens_BT.tolist() == [[2, 3, 0, 0], [5, 6, 7, 0]]
     assert batch.mask_BT.astype(int).tolist() == [[0, 1, 0, 0], [0, 1, 1, 0]]
@@ -244,7 +244,7 @@ def test_placing_all_of_a_size_at_once_is_placing_one_by_one() -> None:
 
 
 def test_without_isolation_each_piece_has_a_row(pack_rows: Pack) -> None:
-    rows = pack_rows([np.arange(5), np.arange(3), np.arange(20)], ["a", "b", "c"], ROW, isolated=False)
+    rows = pack_rows([np.arange(5), np.arange(3), np.arange(20)], ["a", "b", "c"], ROW, packed=False)
     assert len(rows) == 4  # 20 tokens are two pieces: 16, and 1 + 4
     assert rows.filled.tolist() == [5, 3, 16, 5]
     assert rows.batch(range(4)).segments_BT.max() == 1

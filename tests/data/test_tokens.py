@@ -16,7 +16,7 @@ from forge.data.survey import Survey, survey
 from forge.data.tokens import Tokenised, tokenise
 from forge.errors import DataError
 from forge.settings import DataSpec, EvaluationSpec, SourceSpec
-from forge.spec import BadRow, Conversation, Document, Row
+from forge.spec import BadRow, Conversation, Document, Packing, Row
 
 
 class Toy:
@@ -226,7 +226,7 @@ BEFORE = DataSpec({"a": SourceSpec({}, 1.0), "b": SourceSpec({}, 2.0)}, sequence
         {"valid_fraction": 0.2, "test_fraction": 0.2},
         {"bad_rows": "skip"},
         {"seed": 9},
-        {"batch_rows": 1, "packing": "bucketed: a test"},
+        {"batch_rows": 1, "packing": Packing(False, "a test")},
         {"max_tokens": 20},
     ],
     ids=[
@@ -267,7 +267,7 @@ def test_one_changed_row_tokenises_its_own_source_again(cache: Cache) -> None:
 
 
 def built(cache: Cache, encoder: Toy, change: dict, rows: dict[str, list[Row]] = ROWS) -> None:
-    run = {"seed": 0, "batch_rows": 2, "packing": "packed: a test", "max_tokens": 1000}
+    run = {"seed": 0, "batch_rows": 2, "packing": Packing(True, "a test"), "max_tokens": 1000}
     run |= {name: value for name, value in change.items() if name in run}
     spec = replace(BEFORE, **{name: value for name, value in change.items() if name not in run})
     corpus = data.read(spec, {name: lambda each=each: each for name, each in rows.items()}, {}, cache)

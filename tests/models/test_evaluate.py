@@ -29,7 +29,7 @@ def batches(pack_rows: Callable[..., Any]) -> Callable[..., tuple[Batch, ...]]:
     """batches([1, 0], …, batch_rows=2): a document a row, in rows of 8."""
 
     def make(*documents: list[int], batch_rows: int) -> tuple[Batch, ...]:
-        rows = pack_rows(documents, [str(n) for n in range(len(documents))], 8, isolated=False)
+        rows = pack_rows(documents, [str(n) for n in range(len(documents))], 8, packed=False)
         return tuple(rows.batch(range(at, min(at + batch_rows, len(rows)))) for at in range(0, len(rows), batch_rows))
 
     return make

@@ -27,11 +27,11 @@ def documents(seed: int = 1) -> list[np.ndarray]:
 
 @pytest.fixture
 def batch(pack_rows: Callable[..., PackedRows]) -> MakeBatch:
-    """batch(documents, isolated): one row of 24 tokens with all three, or three rows with one each."""
+    """batch(documents, packed): one row of 24 tokens with all three, or three rows with one each."""
 
-    def make(tokens: list[np.ndarray], isolated: bool) -> Batch:
-        rows = pack_rows(tokens, [f"d{n}" for n in range(len(tokens))], 24, isolated)
-        assert len(rows) == (1 if isolated else 3)
+    def make(tokens: list[np.ndarray], packed: bool) -> Batch:
+        rows = pack_rows(tokens, [f"d{n}" for n in range(len(tokens))], 24, packed)
+        assert len(rows) == (1 if packed else 3)
         return rows.batch(range(len(rows)))
 
     return make
@@ -88,8 +88,7 @@ def test_gradients_are_equal_packed_and_unpacked(make_shape: Callable[..., Any],
     """To 1e-5 of the largest of each weight's gradients."""
     model = make_shape(name)
     one_row, three_rows = (
-        flat(nn.value_and_grad(model, lambda rows: causal_lm(model, rows)[0])(batch(documents(), isolated))[1])
-        for isolated in (True, False)
+        flat(nn.value_and_grad(model, lambda rows: causal_lm(model, rows)[0])(batch(documents(), packed))[1]) for packed in (True, False)
     )
     assert one_row.keys() == three_rows.keys() == flat(model.parameters()).keys()
     for key, expected in ((key, np.array(value)) for key, value in three_rows.items()):

@@ -34,13 +34,13 @@ Found = tuple[list[File], Mapping[str, int]]  # and how many are not read, by su
 def below(path: str) -> Found:
     root = Path(path).expanduser()
     if root.is_file():
-        raise DataError(f"data.path={path} is a file; give its folder, or a list of files to data/source=files")
+        raise DataError(f"path={path} is a file; give its folder, or a list of files to data/source=files")
     if not root.is_dir():
-        raise DataError(f"data.path={path}: there is no such folder")
+        raise DataError(f"path={path}: there is no such folder")
     files, skipped = _walk(str(root))
     if not files:
         seen = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(skipped.items())) or "nothing"
-        raise DataError(f"data.path={path}: no file in it can be read: it has {seen}; what can: {READ}")
+        raise DataError(f"path={path}: no file in it can be read: it has {seen}; what can: {READ}")
     return sorted(files), skipped
 
 
@@ -62,7 +62,7 @@ def _walk(root: str) -> Found:
                 listing = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             if not prefix:
-                raise DataError(f"data.path={root}: can't be read ({error.strerror}); mend its permissions") from error
+                raise DataError(f"path={root}: can't be read ({error.strerror}); mend its permissions") from error
             files.append(_lost(prefix, place, error))
             continue
         for entry in listing:
@@ -109,7 +109,7 @@ def named_in(path: str) -> Found:
         with place.open("rb") as stream:
             named = [(number, line) for number, line in enumerate(lines(stream, _LONGEST_PATH), 1)]
     except OSError as error:
-        raise DataError(f"data.path={path}: the list can't be read ({error.strerror}); give a text file that names files") from error
+        raise DataError(f"path={path}: the list can't be read ({error.strerror}); give a text file that names files") from error
     files = []
     for number, line in named:
         text = os.fsdecode((line or b"").removeprefix(b"\xef\xbb\xbf")).strip()
@@ -118,7 +118,7 @@ def named_in(path: str) -> Found:
         elif text and not text.startswith("#"):
             files.append(_entry(f"{place.name}:{number}", text, place.parent))
     if not files:
-        raise DataError(f"data.path={path}: the list names no file; write one a line, relative to the list's folder")
+        raise DataError(f"path={path}: the list names no file; write one a line, relative to the list's folder")
     return files, {}
 
 

@@ -48,7 +48,7 @@ class Rows:
         try:
             return _load(self)
         except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # all that `datasets` raises for what it is given
-            raise DataError(f"data.path={self.id}: {_explained(error, self)}") from error
+            raise DataError(f"id={self.id}: {_explained(error, self)}") from error
 
 
 def dataset(

@@ -5,7 +5,7 @@ import re
 import threading
 import warnings
 
-from forge.data import formats
+from forge.data.dialogue import from_xml
 from forge.data.sources.readers.rows import Knobs, document
 from forge.data.sources.readers.text import Undecodable, decode, too_large, whole
 from forge.spec import BadRow, Row
@@ -50,7 +50,7 @@ def xml(stream: io.BufferedReader, name: str, knobs: Knobs) -> Row | None:
         return found
     if not _MESSAGE.search(found):
         return None
-    return formats.from_xml(found, name, name)
+    return from_xml(found, name, name)
 
 
 def _decoded(stream: io.BufferedReader, name: str, knobs: Knobs, *, guess: bool = False, declared: bool = False) -> str | BadRow:

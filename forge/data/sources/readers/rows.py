@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from forge.data import formats
+from forge.data.dialogue import from_speakers
+from forge.data.formats import to_row
 from forge.data.sources.readers import text as texts
 from forge.spec import BadRow, Document, Row
 
@@ -14,7 +15,7 @@ _BATCH_BYTES = 32_000_000  # uncompressed
 
 @dataclass(frozen=True)
 class Knobs:
-    """`format`, `text_field`: see formats.to_row. `speakers` (name -> role), `speaker_pattern`: see formats.from_speakers.
+    """`format`, `text_field`: see forge.data.formats.to_row. `speakers` (name -> role), `speaker_pattern`: see dialogue.from_speakers.
 
     `encoding`: of all files; null: UTF-8, else detected. `max_row_mb`: the most that a row may have, in millions of bytes.
     """
@@ -52,7 +53,7 @@ def record(value: Any, origin: str, knobs: Knobs) -> Row:
     """The row of a record; its id is its origin."""
     if isinstance(value, Flaw):
         return BadRow(origin, value.reason, value.detail)
-    return _spoken(formats.to_row(value, origin, origin, format=knobs.format, text_field=knobs.text_field), knobs)
+    return _spoken(to_row(value, origin, origin, format=knobs.format, text_field=knobs.text_field), knobs)
 
 
 def batch_rows(size: int, rows: int) -> int:
@@ -86,5 +87,5 @@ def larger(value: Any, limit: int) -> bool:
 
 def _spoken(row: Row, knobs: Knobs) -> Row:
     if knobs.speakers and isinstance(row, Document) and row.text.strip():
-        return formats.from_speakers(row.text, row.id, row.origin, knobs.speakers, knobs.speaker_pattern)
+        return from_speakers(row.text, row.id, row.origin, knobs.speakers, knobs.speaker_pattern)
     return row
