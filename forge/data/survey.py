@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from forge.data import near
 from forge.data.cache import Cache
-from forge.data.stored import Rows, Usable, Writer
+from forge.data.stored import Rows, Usable, Writer, chunks
 from forge.errors import DataError
 from forge.progress import Work
 from forge.settings import NearSpec
@@ -112,7 +112,7 @@ class _Pass:
             pa.ipc.new_file(sink, _SCHEMA) as table,
             Writer(self._folder / "texts.arrow") as texts_file,
         ):
-            for chunk in _chunks(self._used(rows)):
+            for chunk in chunks(self._used(rows), lambda row: row[2], _CHUNK_BYTES, _CHUNK):
                 work.done(sum(size for _, _, size in chunk))
                 texts_file.add([row for row, _, _ in chunk])
                 columns = [[row.id for row, _, _ in chunk], [key for _, key, _ in chunk], [size for _, _, size in chunk]]
@@ -201,19 +201,6 @@ def _open(name: str, folder: Path) -> Survey:
         examples=tuple(tuple(example) for example in counts["examples"]),
         digest=counts["digest"],
     )
-
-
-def _chunks(rows: Iterator[tuple[Usable, int, int]]) -> Iterator[list[tuple[Usable, int, int]]]:
-    chunk: list[tuple[Usable, int, int]] = []
-    size = 0
-    for row in rows:
-        chunk.append(row)
-        size += row[2]
-        if len(chunk) == _CHUNK or size > _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 def _opening(text: str) -> str:

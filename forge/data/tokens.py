@@ -8,7 +8,7 @@ tokenizer, chat template and mask: weights, seeds, the split and the sequence le
 import json
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,12 +19,12 @@ import numpy as np
 
 from forge.data.cache import Cache
 from forge.data.encode import Encoded, Encoder
-from forge.data.stored import Usable
+from forge.data.stored import Usable, chunks
 from forge.data.survey import Survey, digest_of, refusal
 from forge.progress import Work
 from forge.spec import BadRow
 
-_CHUNK_CHARACTERS = 2**20
+_CHUNK_CHARACTERS, _CHUNK_ROWS = 2**20, 2**14
 _IN_FLIGHT = 2  # chunks being encoded: the Python part of one runs beside the tokenizer's threads on another
 _EXAMPLES = 5
 
@@ -82,7 +82,8 @@ def tokenise(found: Survey, encoder: Encoder, strict: bool, cache: Cache) -> Tok
     def build(folder: Path) -> None:
         with Work(f"tokenising {found.name}", int(found.bytes.sum())) as work, _Writer(folder, encoder.vocab_size) as writer:
             done = 0
-            for rows, encoded in _encoded(_chunks(found.rows), encoder):
+            lots = chunks(found.rows, lambda row: len(row.text), _CHUNK_CHARACTERS, _CHUNK_ROWS)
+            for rows, encoded in _encoded(lots, encoder):
                 for result in encoded:
                     if strict and isinstance(result, BadRow):
                         raise refusal(result)
@@ -94,19 +95,6 @@ def tokenise(found: Survey, encoder: Encoder, strict: bool, cache: Cache) -> Tok
     if strict and tokenised.bad:
         raise refusal(BadRow(*tokenised.examples[0]))
     return tokenised
-
-
-def _chunks(rows: Iterable[Usable]) -> Iterator[list[Usable]]:
-    chunk: list[Usable] = []
-    size = 0
-    for row in rows:
-        chunk.append(row)
-        size += len(row.text)
-        if size >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 def _encoded(chunks: Iterator[list[Usable]], encoder: Encoder) -> Iterator[tuple[list[Usable], list[Encoded | BadRow]]]:
