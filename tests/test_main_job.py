@@ -174,7 +174,7 @@ def test_a_kind_stop_is_killed_with_a_checkpoint_of_that_step(place: Place, numb
 def test_a_mistake_in_the_data_is_a_failed_run_with_its_cause(place: Place) -> None:
     code, output = place.train("+experiment=tiny", "tracking.experiment=mistake", "data.path=/nowhere/at/all")
     assert code == 3
-    assert "error: data.path=/nowhere/at/all: there is no such folder" in output and "Traceback" not in output
+    assert "error: path=/nowhere/at/all: there is no such folder" in output and "Traceback" not in output
     (run,) = place.runs("mistake")
     assert run.info.status == "FAILED" and "there is no such folder" in run.data.tags["forge.cause"]
 
