@@ -147,7 +147,7 @@ def _bytes(tokens: Tokenised, rows: PackedRows, encoder: Encoder) -> int:
     if not rows.cuts.truncated:
         return total
     for i in np.flatnonzero(pieces.sizes < sequences.lengths[pieces.documents]):
-        document, start, stop = int(pieces.documents[i]), int(pieces.starts[i]), int(pieces.stops[i])
+        document, start, stop = pieces.at(i)
         ids = sequences.row(document, start, stop)[sequences.mask(document, start, stop)]
         total += encoder.spelt(ids) - int(tokens.target_bytes[document])
     return total
@@ -157,7 +157,7 @@ def _digest(tokens: Tokenised, rows: PackedRows) -> str:
     """Of the ids and targets that are measured on, piece by piece in the order of the documents, whatever rows they lie in."""
     whole, pieces = hashlib.sha256(), rows.pieces
     for i in np.lexsort((pieces.starts, pieces.documents)):
-        document, start, stop = int(pieces.documents[i]), int(pieces.starts[i]), int(pieces.stops[i])
+        document, start, stop = pieces.at(i)
         ids = tokens.sequences.row(document, start, stop).astype(np.int32)
         whole.update(len(ids).to_bytes(8, "big") + ids.tobytes() + tokens.sequences.mask(document, start, stop).tobytes())
     return whole.hexdigest()

@@ -29,6 +29,10 @@ class Pieces:
     def sizes(self) -> np.ndarray:
         return self.stops - self.starts
 
+    def at(self, i: int | np.integer) -> tuple[int, int, int]:
+        """(document, start, stop) of one piece."""
+        return int(self.documents[i]), int(self.starts[i]), int(self.stops[i])
+
     def __getitem__(self, which: np.ndarray) -> "Pieces":
         return Pieces(self.documents[which], self.starts[which], self.stops[which])
 
@@ -154,7 +158,7 @@ class PackedRows:
         for line, number in enumerate(numbers):
             at, described = 0, []
             for nth, i in enumerate(range(self._borders[number], self._borders[number + 1]), start=1):
-                document, start, stop = (int(x[i]) for x in (self.pieces.documents, self.pieces.starts, self.pieces.stops))
+                document, start, stop = self.pieces.at(i)
                 here = (line, slice(at, at + stop - start))
                 tokens[here] = self._sequences.row(document, start, stop)
                 mask[here] = self._sequences.mask(document, start, stop)

@@ -13,7 +13,8 @@ import numpy as np
 
 from forge.data import near
 from forge.data.cache import Cache
-from forge.data.survey import Survey, digest_of
+from forge.data.keys import digest_of
+from forge.data.survey import Survey
 from forge.errors import DataError
 from forge.settings import DataSpec
 

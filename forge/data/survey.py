@@ -4,21 +4,19 @@ Cost: the text is parsed, hashed and looked at by the filters once; memory holds
 are used are kept on disk. A source that says by a `fingerprint` when its rows may have changed is not read again until then.
 """
 
-import functools
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from forge.data import near
 from forge.data.cache import Cache
+from forge.data.keys import describe, digest_of
 from forge.data.stored import Rows, Usable, Writer, chunks
 from forge.errors import DataError
 from forge.progress import Work
@@ -205,31 +203,3 @@ def _open(name: str, folder: Path) -> Survey:
 
 def _opening(text: str) -> str:
     return " ".join(text[:200].split())
-
-
-def describe(function: Callable[..., Any]) -> str:
-    """A function chosen by configuration, with its knobs and the state of its code: what it gives changes when one of them does."""
-    bound = function if isinstance(function, functools.partial) else functools.partial(function)
-    name, knobs = f"{bound.func.__module__}.{bound.func.__qualname__}", sorted(bound.keywords.items())
-    return f"{name} {bound.args} {knobs} {_code_state(bound.func.__module__)}"
-
-
-def digest_of(*parts: Any) -> str:
-    """32 hex digits of the parts and of the state of this package's code: a key of the cache."""
-    listed = json.dumps([str(part) for part in parts] + [_package_state()])
-    return hashlib.sha256(listed.encode()).hexdigest()[:32]
-
-
-def _code_state(module: str) -> str:
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return _state(file) if file else ""
-
-
-@functools.cache
-def _package_state() -> str:
-    here = Path(__file__).parent
-    return " ".join(_state(str(path)) for path in (here.parent / "spec.py", *sorted(here.rglob("*.py"))))
-
-
-def _state(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -19,8 +19,9 @@ import numpy as np
 
 from forge.data.cache import Cache
 from forge.data.encode import Encoded, Encoder
+from forge.data.keys import digest_of
 from forge.data.stored import Usable, chunks
-from forge.data.survey import Survey, digest_of, refusal
+from forge.data.survey import Survey, refusal
 from forge.progress import Work
 from forge.spec import BadRow
 
