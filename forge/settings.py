@@ -38,6 +38,8 @@ Duration = Annotated[str, BeforeValidator(_duration)]
 Cadence = Annotated[Duration, AfterValidator(_cadence)]
 Length = Annotated[Duration, AfterValidator(_length)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Role = Literal["norm", "bias", "embedding", "head", "lora_a", "lora_b", "matrix"]
+MemoryLimit = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?(GB|%)$")]
 OverLength = Literal["error", "drop", "split", "truncate_left", "truncate_right"]
 Mask = Literal["all", "assistant", "last"]
 
@@ -125,7 +127,13 @@ class ScheduleSpec:
 
 @checked(frozen=True, config=_STRICT)
 class TrainerSpec:
-    """What the loop needs. Durations are text with a unit (forge.units)."""
+    """What the loop needs. Durations are text with a unit (forge.units).
+
+    `dtype`: what the model computes in; auto is fp32 on a CPU, else the base's own. `master_weights`: where that is a 16-bit type, updates
+    are added to an fp32 copy. `ema`: the decay of an average of the weights, which then is what gets evaluated and saved; null: none.
+    `no_decay`, `lr_factors`: by what a weight is (Role), the ones that weight decay leaves alone, and multipliers of the learning rate.
+    `memory_limit`: what MLX may use, such as "12 GB" or "80%" of the machine's; null: all.
+    """
 
     budget: Length
     micro_batch: Annotated[int, Field(ge=1)]
@@ -135,13 +143,24 @@ class TrainerSpec:
     save_every: Cadence
     log_every: Annotated[int, Field(ge=1)]
     keep: Annotated[int, Field(ge=0)]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    master_weights: bool = True
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    no_decay: list[Role] = field(default_factory=lambda: ["norm", "bias", "embedding"])
+    lr_factors: dict[Role, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
+    gradient_checkpointing: bool = False
+    memory_limit: MemoryLimit | None = None
 
 
 @checked(frozen=True, config=_STRICT)
 class EvaluationSpec:
-    """`max_tokens`: at most that many targets a source for validation, and as many for the test; always the same ones."""
+    """`max_tokens`: at most that many targets a source for each validation during training, always the same ones.
+
+    `full_tokens`: the same for the base and the best checkpoint when training is over, and for the test; null: all there are.
+    """
 
     max_tokens: Annotated[int, Field(ge=1)]
+    full_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 @checked(frozen=True, config=_STRICT)

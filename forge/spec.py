@@ -175,13 +175,26 @@ class Data:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a callback sees after a step. `metrics` holds all that this step emitted; `model` is live: look, don't touch."""
+    """What a callback sees after a step. `metrics` holds all that this step emitted; `model` is live: look, don't touch.
+
+    `seconds`: how long the run has trained, all its lives together. `rows`: where the step's rows came from.
+    """
 
     step: int
     tokens: int
     metrics: Metrics
     history: History
     model: Any
+    seconds: float = 0.0
+    rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One evaluation. `rows`: the summed loss (nats) and targets of each validation row, in a fixed order, so that two can be paired."""
+
+    metrics: Metrics
+    rows: Sequence[tuple[float, int]]
 
 
 Callback = Callable[[Snapshot], str | None]  # a dataclass; returns None or the reason to stop

@@ -23,10 +23,15 @@ def causal_lm(model: nn.Module, batch: Batch) -> Sums:
 
     A batch with targets a, b of probability 1/2 and 1/4: loss_sum = ln 2 + ln 4 = 2.0794, count 2.
     """
+    losses_BT, mask_BT = token_losses(model, batch)
+    return losses_BT.sum(), (mask_BT.sum(), {})
+
+
+def token_losses(model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
+    """losses_BT (nats, fp32, 0 where there is no target) and mask_BT: what evaluation adds up by row."""
     inputs_BT, targets_BT, mask_BT, segments_BT = shift(batch)
     logits_BTV = forward(model, inputs_BT, segments_BT).astype(mx.float32)
-    losses_BT = nn.losses.cross_entropy(logits_BTV, targets_BT) * mask_BT
-    return losses_BT.sum(), (mask_BT.sum(), {})
+    return nn.losses.cross_entropy(logits_BTV, targets_BT) * mask_BT, mask_BT
 
 
 def shift(batch: Batch) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
