@@ -3,18 +3,22 @@
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from forge import data, models, paths, units
+from forge.arrays import flat
 from forge.config import Config
 from forge.data.cache import Cache
 from forge.data.encode import Encoder
 from forge.data.templates import named
 from forge.errors import DataError, ModelError
-from forge.models import Loaded
+from forge.models import Loaded, trainable_parameters
 from forge.spec import Data, Fetch, Ledger, Packing, Plan
 from forge.training.checkpoint import Store
 from forge.training.isolation import keeps_apart
+from forge.training.memory import Setup
 from forge.training.schedules import learning_rate
+from forge.training.update import Update
 
 _LONGEST_MASK = 4096  # tokens: a mask given as an array costs Metal's backward pass memory by the square of it
 
@@ -30,7 +34,7 @@ def assemble(config: Config, fetch: Fetch) -> Parts:
     template = named(config.data.template)
     cache = Cache(paths.cache() / "data", config.data.cache_gb)
     corpus = data.read(config.data, config.sources, config.filters, cache)
-    loaded = models.load(config.model, config.adapter, corpus.training_texts, config.seed, fetch)
+    loaded = models.load(config.model, config.adapter, corpus.training_texts, config.seed, fetch, config.trainer.dtype)
     _check_fit(config, loaded)
     packing = _packing(config, loaded)
     if not packing.packed:
@@ -67,6 +71,19 @@ def _check_fit(config: Config, loaded: Loaded) -> None:
         raise ModelError(f"data.sequence_length={config.data.sequence_length}: the model has {limit} positions; set it to {limit} or less")
 
 
+def update_of(config: Config, model: nn.Module) -> Update:
+    """Raises ConfigError where the optimizer has no learning rate to schedule."""
+    trainer = config.trainer
+    return Update(
+        model,
+        config.optimizer,
+        no_decay=trainer.no_decay,
+        lr_factors=trainer.lr_factors,
+        master_weights=trainer.master_weights,
+        ema=trainer.ema,
+    )
+
+
 def plan(config: Config, built: Data, peak: float) -> Plan:
     """The run in steps, now that the data says what an epoch is. `peak` is the optimizer's own learning rate. Raises ConfigError."""
     trainer = config.trainer
@@ -89,7 +106,8 @@ def plan(config: Config, built: Data, peak: float) -> Plan:
         accumulate=trainer.accumulate,
         clip_norm=trainer.clip_norm,
         seed=config.seed,
-        lr=learning_rate(config.shape, peak, total, warmup, cooldown),
+        lr=learning_rate(config.shape, peak, total, warmup, cooldown, config.schedule.cooldown_shape),
+        gradient_checkpointing=trainer.gradient_checkpointing,
     )
 
 
@@ -98,6 +116,19 @@ def planned(built: Data, steps: Plan) -> Ledger:
     planned = built.train.epochs(steps.total_steps * steps.accumulate)
     epochs = {f"data/{name}/epochs_planned": value for name, value in planned.items()}
     return replace(built.ledger, counts={**built.ledger.counts, **epochs})
+
+
+def setup_of(config: Config, loaded: Loaded) -> Setup:
+    """What the memory of a step depends on."""
+    trained, floats = trainable_parameters(loaded.model), sum(value.size for value in flat(loaded.model.parameters()).values())
+    return Setup(
+        micro_batch=config.trainer.micro_batch,
+        accumulate=config.trainer.accumulate,
+        sequence_length=config.data.sequence_length,
+        gradient_checkpointing=config.trainer.gradient_checkpointing,
+        whole=trained == floats,
+        quantised="quantization" in loaded.config,
+    )
 
 
 def store_of(config: Config, parts: Parts, run_id: str) -> Store:

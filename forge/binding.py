@@ -110,10 +110,10 @@ def _keys(location: tuple[int | str, ...], node: Any) -> list[str]:
     """The part of a location that names keys of `node`; pydantic adds the branch of a union."""
     keys = []
     for part in location:
-        if not isinstance(node, Mapping | list):
+        if not isinstance(node, Mapping | list) or isinstance(node, list) != isinstance(part, int):
             break
         keys.append(str(part))
-        node = node[int(part)] if isinstance(node, list) else node.get(part)
+        node = node[part] if isinstance(part, int) else node.get(part)  # type: ignore[union-attr]
     return keys
 
 

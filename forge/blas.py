@@ -5,6 +5,9 @@ linker takes the first definition of a symbol, so a BLAS loaded globally before 
 have fast ones of their own and are left alone.
 
 glibc's allocator gives large blocks back at once and pays for it in page faults; two mallopt settings keep them.
+
+Two settings of MLX's own have to stand before it is imported: no mx.compile, which on a CPU calls a C++ compiler at run time; and
+graphs walked in breadth, without which streams wait for each other.
 """
 
 import ctypes
@@ -17,8 +20,11 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NAMES = ("libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so")
 _CUDA_BACKENDS = ("mlx-cuda-12", "mlx-cuda-13")
+_THREADS = ("openblas_set_num_threads", "MKL_Set_Num_Threads")
+_MLX = {"MLX_DISABLE_COMPILE": "1", "MLX_BFS_MAX_WIDTH": "64"}
 
 _state = "not prepared"
+_library: ctypes.CDLL | None = None
 
 
 def describe() -> str:
@@ -42,12 +48,26 @@ def prepare() -> None:
         _warn("mlx was imported before forge, so its slow reference BLAS stays: import forge first")
     else:
         _keep_freed_memory()
+        for name, value in _MLX.items():
+            os.environ.setdefault(name, value)
         _state = _load_first() or "mlx reference"
         if _state == "mlx reference":
             _warn(
                 "no fast BLAS found, matrix products are about 30 times slower: install OpenBLAS "
                 "(Debian: apt-get install libopenblas0-pthread) or `pip install mkl`, or name a library in FORGE_BLAS"
             )
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(number: int) -> None:
+    """How many threads each matrix product takes from now on; also those that MLX has yet to compute. Nothing where the BLAS has no say."""
+    for name in _THREADS:
+        if _library is not None and hasattr(_library, name):
+            getattr(_library, name)(number)
 
 
 def _has_cuda() -> bool:
@@ -70,6 +90,7 @@ def _keep_freed_memory() -> None:
 
 def _load_first() -> str | None:
     """The name of the first candidate that loads and has CBLAS under its plain names (numpy's own copy does not)."""
+    global _library
     named = os.environ.get("FORGE_BLAS")
     for candidate in _candidates():
         try:
@@ -79,6 +100,7 @@ def _load_first() -> str | None:
                 _warn(f"FORGE_BLAS={named} can't be loaded ({error}); looking for another")
             continue
         if hasattr(library, "cblas_sgemm"):
+            _library = library
             return Path(candidate).name
     return None
 

@@ -49,7 +49,7 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
     """
     checkpoint.verify(saved)
     checkpoint.load_weights(parts.loaded.model, saved)
-    evaluated = evaluate(parts.loaded.model, parts.data)["val/loss"]
+    evaluated = evaluate(parts.loaded.model, parts.data).metrics["val/loss"]
     reference = _logits(parts.loaded.model, parts.data)
     limit = config.release.max_logit_difference + _rounding(parts.loaded.model) * scalar(mx.abs(reference).max())
     with _scratch(run_id) as scratch:
@@ -57,7 +57,7 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
         fuse.save(fuse.fuse(parts.loaded), folder)
         model, _ = fuse.load(folder)
         difference = scalar(mx.abs(_logits(model, parts.data) - reference).max())
-        scores = evaluate(model, parts.data)
+        scores = evaluate(model, parts.data).metrics
         loss = scores["val/loss"]
         if not (difference <= limit and abs(loss - evaluated) <= _LOSS_TOLERANCE):  # nor may either be NaN
             raise ReleaseError(
@@ -122,7 +122,7 @@ def _loss_of(config: Config, data: Data, bearer: Version, rival: Version) -> flo
         return None
     folder, _ = registry.fetch(config.tracking.uri, bearer.uri)
     model, _ = fuse.load(folder)
-    return evaluate(model, data)["val/loss"]
+    return evaluate(model, data).metrics["val/loss"]
 
 
 def _logits(model: nn.Module, data: Data) -> mx.array:

@@ -1,30 +1,30 @@
 """One run, from documents to a registered model: open the run, build, train, record, release."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import json
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from matplotlib.figure import Figure
-
-from forge.assemble import Parts, assemble, plan, planned, store_of
+from forge import estimate, evidence
+from forge.assemble import Parts, assemble, plan, planned, setup_of, store_of, update_of
 from forge.config import Config
 from forge.data import ledger
-from forge.errors import ConfigError, DataError, TrackingError
-from forge.models import device, trainable_parameters
+from forge.errors import DataError, TrackingError
 from forge.progress import Display
 from forge.release import Released, release
-from forge.reports import lengths
-from forge.reports.dashboard import draw
 from forge.signals import Interrupts
-from forge.spec import History, Ledger, Plan, Result, RunFacts, Snapshot, series
-from forge.tracking import provenance, registry, resume, store
+from forge.spec import Metrics, Plan, Result, Snapshot
+from forge.tracking import registry, resume, store
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
 from forge.training import checkpoint
+from forge.training.checkpoint import Store
 from forge.training.engine import fit
-from forge.training.evaluate import baseline, scores_on_test
+from forge.training.evaluate import forgetting, full_scores, scores_on_test
+from forge.training.memory import Bound, limited
+from forge.training.update import Update
 
 
 @dataclass(frozen=True)
@@ -37,79 +37,109 @@ class Outcome:
     released: Released | None
 
 
-def train(config: Config, overrides: list[str]) -> Outcome:
-    """Train, and release unless a sweep will choose among its children. Raises ForgeError, and Stopped on a signal."""
-    run_id, named_checkpoint = _to_resume(config)
-    with Interrupts() as interrupts, open_run(config.tracking, config.identity, run_id) as run:
-        print(f"run {run.name} ({run.id}){' goes on' if run.resumed else ''}", flush=True)
-        _record_configuration(run, config, overrides)
+@dataclass(frozen=True)
+class _Job:
+    """What a run trains, and with what."""
+
+    config: Config
+    parts: Parts
+    update: Update
+    steps: Plan
+    checkpoints: Store
+
+    @classmethod
+    def of(cls, config: Config, run_id: str) -> "_Job":
         parts = assemble(config, partial(registry.fetch, config.tracking.uri))
-        optimizer = config.optimizer()
-        steps = plan(config, parts.data, _peak(optimizer))
-        account = planned(parts.data, steps)
-        _record_parts(run, config, parts, steps, account)
+        update = update_of(config, parts.loaded.model)
+        return cls(config, parts, update, plan(config, parts.data, update.peak), store_of(config, parts, run_id))
+
+    def limited(self) -> AbstractContextManager[Bound]:
+        """MLX under trainer.memory_limit."""
+        return limited(self.config.trainer.memory_limit, setup_of(self.config, self.parts.loaded))
+
+
+def train(config: Config, overrides: list[str]) -> Outcome:
+    """Train, and release unless a sweep will choose among its children.
+
+    Raises ForgeError, and Stopped on a signal.
+    """
+    with Interrupts() as interrupts:
+        return _lead(config, overrides, interrupts)
+
+
+def _lead(config: Config, overrides: list[str], interrupts: Interrupts) -> Outcome:
+    run_id, named = _to_resume(config)
+    with open_run(config.tracking, config.identity, run_id) as run:
+        print(f"run {run.name} ({run.id}){' goes on' if run.resumed else ''}", flush=True)
+        evidence.configuration(run, config, overrides)
+        started = time.perf_counter()
+        job = _Job.of(config, run.id)
+        account = planned(job.parts.data, job.steps)
+        evidence.parts(run, config, job.parts, job.steps, account)
         if broken := ledger.broken(account, config.data.limits):
             raise DataError("\n".join(broken))
-        checkpoints = store_of(config, parts, run.id)
-        facts = _facts(config, run, steps, parts)
-        first = checkpoint.step_of(named_checkpoint) if named_checkpoint else checkpoints.last_step()
-        with interrupts.patient(), Display(steps.total_steps, first) as display:
-
-            def picture(history: History, status: str) -> Figure:
-                evaluated, losses = series(history, "val/loss")
-                best_step = min(zip(losses, evaluated, strict=True))[1] if losses else None
-                return draw(history, replace(facts, status=status, best_step=best_step))
-
-            def emit(metrics: Mapping[str, float], step: int) -> None:
-                run.log(metrics, step)
-                display.show(metrics, step)
-
-            def watch(snapshot: Snapshot) -> None:
-                if config.tracking.dashboard:
-                    run.image(picture(snapshot.history, "training"), "dashboard", snapshot.step)
-
-            result = fit(
-                parts.loaded.model,
-                parts.data,
-                config.objective,
-                optimizer,
-                steps,
-                config.callbacks,
-                checkpoints,
-                emit,
-                resume=named_checkpoint,
-                stop=interrupts.asked,
-                watch=watch,
-            )
-            run.tags({"forge.stop_reason": result.reason})
-            if config.tracking.dashboard:
-                run.figure(picture(result.history, result.reason), "dashboard.png")
-        run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step} | _realised(result))
-        print(f"{result.reason}; best validation loss {result.best_loss:.4f} at step {result.best_step}")
-        if parts.data.test:
-            checkpoint.load_weights(parts.loaded.model, checkpoints.at(result.best_step))
-            run.summary(scores_on_test(parts.loaded.model, parts.data))
+        forecast = estimate.kept(config.identity)
+        if forecast:
+            run.text(json.dumps(vars(forecast), indent=2), "plan/plan.json")
+        result = _fit(run, job, named, interrupts)
+        run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step} | evidence.realised(result))
+        print(f"{result.reason}; best checkpoint: {result.best_why}")
+        scores = _score(job, result)
+        run.summary(scores)
+        if forecast and not run.resumed:
+            run.summary(estimate.score(forecast, result, time.perf_counter() - started))
         released = None
         if config.release.enabled and not run.parent:  # a sweep chooses among its children
-            released = release(config, parts, checkpoints.at(result.best_step), run.id)
+            released = release(config, job.parts, job.checkpoints.at(result.best_step), run.id)
             run.summary({"release/max_logit_difference": released.max_logit_difference})
             print(released.sentence(config.release.alias))
-        run.describe(_summary(config, parts, result, released))
-    return Outcome(run.id, parts.data.ledger.valid_digest, result, released)
+        run.describe(evidence.description(config, job.parts, result, scores, released))
+    return Outcome(run.id, job.parts.data.ledger.valid_digest, result, released)
 
 
-def _realised(result: Result) -> dict[str, float]:
-    """Each source's share of all target tokens that were trained on."""
-    prefix = "train/share/"
-    last = {key: value for _, metrics in result.history for key, value in metrics.items() if key.startswith(prefix)}
-    return {f"data/{key.removeprefix(prefix)}/share_realised": value for key, value in last.items()}
+def _fit(run: Run, job: _Job, named: Path | None, interrupts: Interrupts) -> Result:
+    """Train, and show it: in the terminal, as metrics, and as a dashboard at each evaluation."""
+    config, dashboard = job.config, job.config.tracking.dashboard
+    facts = evidence.facts(config, run, job.steps, job.parts)
+    first = checkpoint.step_of(named) if named else job.checkpoints.last_step()
+    with interrupts.patient(run.asked_to_stop) as asked, Display(job.steps.total_steps, first) as display, job.limited() as bound:
+
+        def emit(metrics: Metrics, step: int) -> None:
+            run.log(metrics, step)
+            display.show(metrics, step)
+
+        def watch(snapshot: Snapshot) -> None:
+            if dashboard:
+                history = list(snapshot.history)  # drawn in the background, while training adds to it
+                run.image(lambda: evidence.picture(facts, history, "training"), "dashboard", snapshot.step)
+
+        result = fit(
+            job.parts.loaded.model,
+            job.parts.data,
+            config.objective,
+            job.update,
+            job.steps,
+            config.callbacks,
+            job.checkpoints,
+            emit,
+            resume=named,
+            stop=asked,
+            watch=watch,
+            bound=bound,
+        )
+        run.tags({"forge.stop_reason": result.reason, "forge.best_reason": result.best_why})
+        if dashboard:
+            run.figure(evidence.picture(facts, result.history, result.reason), "dashboard.png")
+    return result
 
 
-def _peak(optimizer: Any) -> float:
-    try:
-        return float(optimizer.learning_rate)
-    except KeyError as error:
-        raise ConfigError(f"{type(optimizer).__name__} has no learning rate to schedule: set optimizer.learning_rate") from error
+def _score(job: _Job, result: Result) -> Metrics:
+    """The chosen checkpoint on the full validation set, against the base, and on the test rows."""
+    model, data = job.parts.loaded.model, job.parts.data
+    checkpoint.load_weights(model, job.checkpoints.at(result.best_step))
+    final = full_scores(model, data)
+    base = {key.replace("base/", "final/", 1): value for key, value in result.history[0][1].items()}
+    return {**final, **forgetting(final, base), **scores_on_test(model, data)}
 
 
 def next_steps(config: Config, run_id: str, released: Released | None) -> str:
@@ -124,18 +154,6 @@ def next_steps(config: Config, run_id: str, released: Released | None) -> str:
             f"Ask it:      curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d '{body}'",
         ]
     return "\n".join(lines)
-
-
-def _summary(config: Config, parts: Parts, result: Result, released: Released | None) -> str:
-    """The run's description in MLflow (Markdown)."""
-    below = baseline(parts.data)["val/unigram_loss"] - result.best_loss
-    lines = [
-        f"Best validation loss **{result.best_loss:.4f}** nats a token at step {result.best_step}, {below:.2f} below a unigram model.",
-        f"Ended at step {result.step}: {result.reason}.",
-    ]
-    if released:
-        lines.append(f"`{released.sentence(config.release.alias)}`")
-    return "\n\n".join(lines)
 
 
 def _to_resume(config: Config) -> tuple[str | None, Path | None]:
@@ -154,65 +172,3 @@ def _to_resume(config: Config) -> tuple[str | None, Path | None]:
     if "/" in config.resume:
         raise TrackingError(f"resume={config.resume}: there is no such checkpoint folder; use resume=auto or a run's id")
     return resume.resumable(config.tracking, config.resume), None
-
-
-def _record_configuration(run: Run, config: Config, overrides: list[str]) -> None:
-    run.tags(device.describe())
-    run.text(config.yaml(), "config/config.yaml")
-    run.text("\n".join(overrides), "config/overrides.txt")
-    if diff := provenance.dirty_diff():
-        run.text(diff, "config/uncommitted.diff")
-    run.params(_curated(config))
-
-
-def _record_parts(run: Run, config: Config, parts: Parts, steps: Plan, account: Ledger) -> None:
-    run.data(account, {name: s.source for name, s in config.data.sources.items()})
-    run.table(ledger.table(account), "data/ledger_table.json")
-    run.figure(lengths.draw(parts.data.lengths, config.data.sequence_length), "data/lengths.png")
-    run.tags({"forge.base": str(parts.loaded.lineage)})
-    run.params(
-        {
-            "model.trainable_parameters": trainable_parameters(parts.loaded.model),
-            "trainer.total_steps": steps.total_steps,
-            "data.packing": parts.data.ledger.packing,
-        }
-    )
-    run.summary(baseline(parts.data))
-
-
-def _curated(config: Config) -> dict[str, Any]:
-    """The settings that people compare runs by; the whole configuration is an artifact."""
-    tree = config.resolved
-    flat = {
-        f"{group}.{key}": value for group in ("model", "adapter", "optimizer", "trainer", "schedule") for key, value in tree[group].items()
-    }
-    flat["schedule.shape"] = tree["schedule"]["shape"]["_target_"]
-    flat |= {f"data.sources.{name}.weight": s.weight for name, s in config.data.sources.items()}
-    flat |= {"data.sequence_length": config.data.sequence_length, "seed": config.seed}
-    return {key: value for key, value in flat.items() if not key.endswith("_partial_")}
-
-
-def _shown(config: Config, parts: Parts) -> dict[str, str]:
-    """The settings on the dashboard, functions by their bare names."""
-    tree = config.resolved
-    return {
-        "base": f"{parts.loaded.config['model_type']} ({parts.loaded.lineage.kind})",
-        "trained": f"{trainable_parameters(parts.loaded.model) / 1e6:.3g} M parameters",
-        **{group: tree[group]["_target_"].rpartition(".")[2] for group in ("adapter", "optimizer")},
-        "peak lr": f"{tree['optimizer'].get('lr', tree['optimizer'].get('learning_rate'))}",
-        "schedule": tree["schedule"]["shape"]["_target_"].rpartition(".")[2],
-        "rows a step": f"{config.trainer.micro_batch} × {config.trainer.accumulate}",
-        "tokens a row": str(config.data.sequence_length),
-        "seed": str(config.seed),
-    }
-
-
-def _facts(config: Config, run: Run, steps: Plan, parts: Parts) -> RunFacts:
-    return RunFacts(
-        title=f"{config.name} / {run.name}",
-        status="starting",
-        total_steps=steps.total_steps,
-        config=_shown(config, parts),
-        planned_lr=[steps.lr(step) for step in range(1, steps.total_steps + 1)],
-        unigram_loss=baseline(parts.data)["val/unigram_loss"],
-    )

@@ -118,11 +118,15 @@ class DataSpec:
 
 @checked(frozen=True, config=_STRICT)
 class ScheduleSpec:
-    """`shape` maps the run's progress to a multiplier of the peak learning rate; the engine adds warm-up and cool-down."""
+    """`shape` maps the run's progress to a multiplier of the peak learning rate; the engine adds warm-up and cool-down.
+
+    `cooldown_shape`: how the rate falls to 0, in equal parts or as 1 - √x, quick at first.
+    """
 
     shape: dict[str, Any]
     warmup: Duration
     cooldown: Duration
+    cooldown_shape: Literal["linear", "1-sqrt"] = "linear"
 
 
 @checked(frozen=True, config=_STRICT)

@@ -2,22 +2,31 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from forge.errors import Stopped
 
 
+class AskedToStop(Stopped):
+    """Someone asked by another way than a signal, such as a tag in MLflow. The exit code is that of Ctrl-C, 130."""
+
+    def __init__(self, reason: str):
+        super().__init__(signal.SIGINT)
+        self.args = (reason,)
+
+
 class Interrupts:
-    """A context manager that installs the handlers and puts the former ones back."""
+    """A context manager that installs the handlers and puts the former ones back. Under nohup SIGHUP stays ignored."""
 
     def __init__(self) -> None:
         self._noted: int | None = None
         self._patient = False
 
     def __enter__(self) -> "Interrupts":
-        self._former = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        self._former = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -29,15 +38,29 @@ class Interrupts:
         return f"stopped by {signal.Signals(self._noted).name}" if self._noted else None
 
     @contextmanager
-    def patient(self) -> Iterator[None]:
-        """Inside, the first signal is only noted; it is raised as Stopped at the end. A second one is raised at once."""
+    def patient(self, others: Callable[[], str | None] = lambda: None) -> Iterator[Callable[[], str | None]]:
+        """Inside, the first signal is only noted; it is raised as Stopped at the end. A second one is raised at once.
+
+        Gives what answers whether to stop, by a signal or by `others`, whose reason is raised as AskedToStop once it was given out.
+        """
+        given: list[str] = []
+
+        def asked() -> str | None:
+            if reason := self.asked():
+                return reason
+            if reason := others():
+                given.append(reason)
+            return reason
+
         self._patient = True
         try:
-            yield
+            yield asked
         finally:
             self._patient = False
         if self._noted:
             raise Stopped(self._noted)
+        if given:
+            raise AskedToStop(given[0])
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._patient and self._noted is None:

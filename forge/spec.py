@@ -110,7 +110,10 @@ class Batch:
 
 
 class Batches(Protocol):
-    """An endless sequence in which a batch is a function of (seed, cursor), so that resuming is a seek."""
+    """An endless sequence in which a batch is a function of (seed, cursor), so that resuming is a seek.
+
+    epochs() says the same whatever the cursor is, and may be asked while another thread is in next().
+    """
 
     cursor: int
 
@@ -151,21 +154,30 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Data:
-    """What data.build() returns. By source: fixed validation and test batches, the loss of a unigram model on validation (nats a
-    target), its bytes, and the lengths in tokens of the training rows.
+    """What data.build() returns.
 
+    By source: `valid`, the batches of each evaluation, `valid_full` and `test`, those of the end, all fixed and each built when it is
+    asked for; the UTF-8 bytes that their targets spell; the loss of a unigram model on `valid` (nats a target); the lengths in tokens of
+    the training rows. `valid` is a part of `valid_full`.
+    `unweighted`: sources of weight 0, which are measured each under its own name and count in nothing that sources have together.
+    `full_digest` is to `valid_full` what the ledger's valid_digest is to `valid`.
     `epoch_tokens` (targets in one pass over all sources in use) and `tokens_per_row` (mean targets) turn durations into steps.
     `max_batches`: where every source has a cap on its epochs, the batches until all are used up.
     """
 
     train: Batches
-    valid: Mapping[str, tuple[Batch, ...]]
+    valid: Mapping[str, Sequence[Batch]]
     ledger: Ledger
     epoch_tokens: int
     tokens_per_row: float
     unigram: Mapping[str, float]
     valid_bytes: Mapping[str, int]
-    test: Mapping[str, tuple[Batch, ...]] = field(default_factory=dict)
+    valid_full: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
+    full_bytes: Mapping[str, int] = field(default_factory=dict)
+    full_digest: str = ""
+    test: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
+    test_bytes: Mapping[str, int] = field(default_factory=dict)
+    unweighted: frozenset[str] = frozenset()
     lengths: Mapping[str, np.ndarray] = field(default_factory=dict)
     max_batches: int | None = None
 
@@ -191,7 +203,8 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Scores:
-    """One evaluation. `rows`: the summed loss (nats) and targets of each validation row, in a fixed order, so that two can be paired."""
+    """One evaluation. `rows`: the summed loss (nats) and targets of each validation row that counts in val/loss, in a fixed order, so that
+    two can be paired."""
 
     metrics: Metrics
     rows: Sequence[tuple[float, int]]
@@ -212,16 +225,18 @@ class Plan:
     clip_norm: float
     seed: int
     lr: Callable[[int], float]
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
 class Result:
-    """How training ended, and the saved checkpoint with the lowest validation loss (nats a token)."""
+    """How training ended, and the checkpoint that was chosen: its validation loss (nats a token), and why in words."""
 
     step: int
     tokens: int
     best_step: int
     best_loss: float
+    best_why: str
     reason: str
     history: History
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from forge.errors import ConfigError
 
 _PATTERN = re.compile(r"^\s*(\d+(?:_\d{3})*(?:\.\d+)?)\s*([kKMGB]?)\s*(%|steps?|tokens?|epochs?)\s*$")
+_TIME = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|min|h|d)\s*$")
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
 
@@ -28,6 +30,14 @@ def parse(text: object) -> tuple[float, str]:
     if unit == "%" and scale:
         raise ConfigError(f"{text!r} is not a duration: '%' takes a plain number, such as '3%'")
     return float(number.replace("_", "")) * _SCALE[scale], unit if unit == "%" else unit.rstrip("s") + "s"
+
+
+def seconds(text: str) -> float:
+    """ "90 min" -> 5400.0. Raises ConfigError for anything else than a number above 0 and s, min, h or d."""
+    match = _TIME.match(text)
+    if not match or not float(match[1]):
+        raise ConfigError(f"{text!r} is no time: write a number above 0 and a unit, such as '30 s', '90 min', '2 h' or '1 d'")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def to_steps(text: str, clock: Clock) -> int:

@@ -128,3 +128,31 @@ def test_the_cuda_backend_is_known_by_its_distribution(name: str, tmp_path: Path
     (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0.0\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert blas._has_cuda() is ("cuda" in name)
+
+
+@CPU_OF_LINUX
+def test_mlx_is_told_to_call_no_compiler_and_to_walk_graphs_in_breadth() -> None:
+    """A user's own setting stays."""
+    code = "import os, forge\nprint(os.environ.get('MLX_DISABLE_COMPILE'), os.environ.get('MLX_BFS_MAX_WIDTH'))"
+    unset = {"FORGE_BLAS": "", "MLX_BFS_MAX_WIDTH": "99"}
+    assert python("import os\nos.environ.pop('MLX_DISABLE_COMPILE', None)\n" + code, **unset)[0] == ["1 99"]
+
+
+@CPU_OF_LINUX
+def test_threads_of_the_library_in_use_can_be_set() -> None:
+    """OpenBLAS and MKL say how many they take; the reference BLAS has no say."""
+    printed, _ = python("""
+import ctypes, forge
+from forge import blas
+for number in (1, 2):
+    blas.use_threads(number)
+    told = [getattr(blas._library, name)() for name in ("openblas_get_num_threads", "MKL_Get_Max_Threads") if hasattr(blas._library, name)]
+    print(number, *told)
+""")
+    assert printed in (["1 1", "2 2"], ["1", "2"])
+
+
+def test_without_a_library_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "_library", None)
+    blas.use_threads(3)
+    assert blas.cores() >= 1

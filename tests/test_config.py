@@ -29,7 +29,7 @@ def own(tmp_path: Path) -> Path:
     """The user's own conf folder: an experiment that sweeps by itself and an optimizer."""
     for name, text in {
         "experiment/rates.yaml": "# @package _global_\nname: rates\nhydra: {sweeper: {params: {optimizer.lr: '1e-3,1e-4'}}}\n",
-        "optimizer/sgd.yaml": "_target_: mlx.optimizers.SGD\n_partial_: true\nlearning_rate: 0.5\n",
+        "optimizer/plain.yaml": "_target_: mlx.optimizers.SGD\n_partial_: true\nlearning_rate: 0.5\n",
     }.items():
         (tmp_path / "own" / name).parent.mkdir(parents=True)
         (tmp_path / "own" / name).write_text(text)
@@ -98,7 +98,7 @@ def test_the_recorded_yaml_is_the_resolved_tree() -> None:
 
 def test_a_callback_is_built_and_null_leaves_it_out() -> None:
     assert one("callbacks.early_stopping.patience=9").callbacks["early_stopping"].patience == 9
-    assert one("callbacks.early_stopping=null").callbacks == {}
+    assert "early_stopping" not in one("callbacks.early_stopping=null").callbacks
 
 
 def test_callbacks_keep_their_state_to_themselves() -> None:
@@ -112,13 +112,13 @@ def test_callbacks_keep_their_state_to_themselves() -> None:
 
 def test_all_problems_are_told_at_once_each_with_path_key_and_nearest_name(home: Path) -> None:
     found = refusal("trainer.micro_bach=3", "optimizer.beta3=0.5", "seed=abc", "trainer.accumulate=0", "callbacks.early_stopping.patince=1")
-    trainer = "accumulate, budget, clip_norm, eval_every, keep, log_every, micro_batch, save_every"
     assert sorted(found) == [
         "callbacks.early_stopping.patince: unknown key; did you mean 'patience'? (valid: best, flat, min_delta, patience)",
         "optimizer.beta3: unknown key; did you mean 'beta2'? (valid: beta1, beta2, eps, lr, weight_decay)",
         "seed: 'abc' should be a valid integer",
         "trainer.accumulate: 0 should be greater than or equal to 1",
-        f"trainer.micro_bach: unknown key; did you mean 'micro_batch'? (valid: {trainer})",
+        "trainer.micro_bach: unknown key; did you mean 'micro_batch'? (valid: accumulate, budget, clip_norm, dtype, ema, eval_every, "
+        "gradient_checkpointing, keep, log_every, lr_factors, master_weights, memory_limit, micro_batch, no_decay, save_every)",
     ]
     assert list(home.iterdir()) == []
 
@@ -168,7 +168,7 @@ def test_one_wrong_value_gets_one_line(key: str, value: Any, what: str) -> None:
     ("override", "start"),
     [
         ("optimzer=adamw", "optimzer: unknown key; did you mean 'optimizer'? (valid: "),
-        ("optimizer=adamww", "optimizer=adamww: there is no such option; did you mean 'adamw'? (valid: adamw"),
+        ("optimizer=adamww", "optimizer=adamww: there is no such option; did you mean 'adamw'? (valid: adafactor, adam, adamw"),
         ("+experiment=quikstart", "experiment=quikstart: there is no such option; did you mean 'quickstart'? (valid: "),
         ("data.sources.new.weight=1", "data.sources.new.source: is required and has no value"),
         ("~trainer.keep", "trainer.keep: is required and has no value"),
@@ -234,13 +234,13 @@ def test_outside_a_job_there_are_no_overrides() -> None:
 def test_the_user_s_folder_stands_beside_ours(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own.parent)
     for folder in (str(own), "own"):
-        found = one("--config-dir", folder, "optimizer=sgd", "schedule=constant")
+        found = one("--config-dir", folder, "optimizer=plain", "schedule=constant")
         assert float(found.optimizer().learning_rate) == 0.5
 
 
 def test_the_nearest_option_may_be_the_user_s(own: Path) -> None:
-    assert refusal("--config-dir", str(own), "optimizer=sdg") == [
-        "optimizer=sdg: there is no such option; did you mean 'sgd'? (valid: adamw, sgd)"
+    assert refusal("--config-dir", str(own), "optimizer=plian") == [
+        "optimizer=plian: there is no such option; did you mean 'plain'? (valid: adafactor, adam, adamw, lion, muon, plain, sgd)"
     ]
 
 

@@ -10,18 +10,18 @@ import pytest
 from mlx.utils import tree_map
 
 from forge import release as releasing
+from forge.arrays import flat
 from forge.assemble import Parts
 from forge.errors import ReleaseError
 from forge.jobs import preflight
 from forge.models import Loaded
 from forge.models.adapters import full, lora
 from forge.release import Released, release
-from forge.spec import Data
+from forge.spec import Data, Scores
 from forge.tracking import store
 from forge.tracking.run import run
 from forge.training.checkpoint import State, Store
 from forge.training.evaluate import evaluate
-from forge.training.optim import adamw
 
 NAME = "forge-quickstart"
 
@@ -38,11 +38,9 @@ def publish(home: Path, tmp_path: Path, make_tiny_model: Callable[..., Loaded], 
         loaded = make_tiny_model()
         loaded.model.update(tree_map(lambda weight: weight * spread, loaded.model.parameters()))
         adapter(loaded.model)
-        optimizer = adamw(lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0)
-        optimizer.init(loaded.model.trainable_parameters())
         with run(replace(config.tracking, experiment="release"), "i") as opened:
-            saved = Store(tmp_path / opened.id, opened.id, {}).save(loaded.model, optimizer, State(step=3, loss=1.0))
-            loss = evaluate(loaded.model, data)["val/loss"]
+            saved = Store(tmp_path / opened.id, opened.id, {}).save(flat(loaded.model.trainable_parameters()), {}, State(step=3, loss=1.0))
+            loss = evaluate(loaded.model, data).metrics["val/loss"]
             return release(config, Parts(loaded, data), saved, opened.id), loss
 
     return go
@@ -118,7 +116,7 @@ def test_an_adapter_on_a_16_bit_base_is_released(publish: Any, toy_data: Data) -
 
 
 def test_not_a_number_is_not_released(publish: Any, toy_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(releasing, "evaluate", lambda model, data: {"val/loss": float("nan")})
+    monkeypatch.setattr(releasing, "evaluate", lambda model, data: Scores({"val/loss": float("nan")}, ()))
     with pytest.raises(ReleaseError, match="validation loss nan"):
         publish(toy_data, spread=1.0)
 

@@ -6,22 +6,22 @@ from contextlib import suppress
 import pytest
 
 from forge.errors import Stopped
-from forge.signals import Interrupts
+from forge.signals import AskedToStop, Interrupts
 
-BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+ALL = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
 
-@BOTH
+@ALL
 def test_a_signal_outside_a_patient_block_stops_at_once(number: signal.Signals) -> None:
     after = []
     with pytest.raises(Stopped) as stopped, Interrupts():
         signal.raise_signal(number)
         after.append("more")
     assert after == []
-    assert stopped.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert stopped.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}[number]
 
 
-@BOTH
+@ALL
 def test_a_patient_block_comes_to_its_end_and_then_stops(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     inside, after, asked = [], [], []
     with pytest.raises(Stopped) as stopped, Interrupts() as interrupts:
@@ -87,9 +87,46 @@ def test_no_handler_of_exceptions_swallows_a_stop() -> None:
 
 @pytest.mark.parametrize("error", [None, ValueError])
 def test_the_former_handlers_come_back(error: type[Exception] | None) -> None:
-    former = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = [signal.getsignal(number) for number in numbers]
     with suppress(ValueError), Interrupts():
-        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != former
+        assert not {signal.getsignal(number) for number in numbers} & set(former)
         if error:
             raise error
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == former
+    assert [signal.getsignal(number) for number in numbers] == former
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts, interrupts.patient() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert asked() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_another_s_wish_to_stop_is_raised_at_the_end_with_its_reason() -> None:
+    inside, after = [], []
+    with pytest.raises(AskedToStop, match=r"^by a tag$") as stopped, Interrupts() as interrupts:
+        with interrupts.patient(lambda: "by a tag") as asked:
+            assert asked() == "by a tag"
+            inside.append("the checkpoint")
+        after.append("more")
+    assert inside == ["the checkpoint"] and after == []
+    assert stopped.value.exit_code == 130
+
+
+def test_a_wish_that_was_not_asked_for_any_more_stops_nothing() -> None:
+    """It came after the last step: the run is finished."""
+    with Interrupts() as interrupts, interrupts.patient(lambda: "by a tag"):
+        pass
+
+
+def test_of_a_signal_and_a_wish_the_signal_is_told() -> None:
+    with pytest.raises(Stopped) as stopped, Interrupts() as interrupts, interrupts.patient(lambda: "by a tag") as asked:
+        assert asked() == "by a tag"
+        signal.raise_signal(signal.SIGTERM)
+        assert asked() == "stopped by SIGTERM"
+    assert stopped.value.exit_code == 143

@@ -3,7 +3,7 @@
 import pytest
 
 from forge.errors import ConfigError
-from forge.units import Clock, parse, to_steps
+from forge.units import Clock, parse, seconds, to_steps
 
 CLOCK = Clock(tokens_per_step=512, tokens_per_epoch=10_000, total_steps=400)
 
@@ -86,3 +86,15 @@ def test_an_exact_number_of_steps_gets_none_on_top() -> None:
 def test_a_share_needs_the_run_s_length() -> None:
     with pytest.raises(ConfigError, match=r"'5%': a share of the run can't define the run's own length"):
         to_steps("5%", Clock(tokens_per_step=1, tokens_per_epoch=1))
+
+
+@pytest.mark.parametrize(("text", "value"), [("30 s", 30), ("90 min", 5400), ("1.5h", 5400), (" 2 d ", 172_800)])
+def test_a_time_in_seconds(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "90", "h", "-1 h", "0 min", "2 hours", "1:30 h", "5 m", "2 steps"])
+def test_other_text_is_no_time(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no time: write a number above 0 and a unit, such as '30 s', '90 min'") as refused:
+        seconds(text)
+    assert str(refused.value).startswith(repr(text))

@@ -4,15 +4,15 @@ Cost: a first start reads the text once, tokenises it and keeps both results on 
 memory, about a second for a gigabyte of text. Weights, seeds, the split and the sequence length don't tokenise again.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from forge.data import ledger, unigram
+from forge.data import ledger, lots, unigram
 from forge.data.cache import Cache
 from forge.data.encode import Encoder
+from forge.data.lots import Lots
 from forge.data.mix import Mixture
 from forge.data.pack import PackedRows
 from forge.data.split import Sides, overlap, split
@@ -62,20 +62,31 @@ def build(
     caps = {name: s.max_epochs for name, s in spec.sources.items()}
     mixture = Mixture({name: part.train for name, part in parts.items()}, corpus.weights, batch_rows, seed, caps, not packed)
     frequencies = np.sum([unigram.count(part.tokens, part.train.documents) for part in used.values()], axis=0)
-    valid = {name: _batches(part.valid, batch_rows, packed) for name, part in parts.items()}
     counts = {f"data/{name}/{key}": float(value) for name, part in parts.items() for key, value in part.counts.items()}
     counts |= {f"data/{name}/weight": weight / sum(corpus.weights.values()) for name, weight in corpus.weights.items()}
     counts |= {f"data/{name}/padding_share": padding for name, padding in mixture.padding_shares().items()}
     counts |= {"data/overlap": float(overlap(corpus.surveys, corpus.sides))}
     digests = {name: found.digest for name, found in corpus.surveys.items()}
-    measured = {name: part.valid_digest for name, part in parts.items()} | {"": f"rows of {spec.sequence_length + 1}"}
+
+    def batches(side: str) -> dict[str, Sequence[Batch]]:
+        return {name: Lots(part.held[side], batch_rows, packed) for name, part in parts.items() if len(part.held[side])}
+
+    def spelt(side: str) -> dict[str, int]:
+        return {name: lots.spelt(part.tokens, part.held[side], encoder) for name, part in parts.items() if len(part.held[side])}
+
+    def measure(side: str) -> str:
+        """Of what the loss of all sources together is measured on, and of how much a token sees."""
+        measured = {name: lots.digest(part.tokens, part.held[side]) for name, part in used.items()}
+        return ledger.digest(measured | {"": f"rows of {spec.sequence_length + 1}"})
+
+    valid = batches("valid")
     return Data(
         train=mixture,
         valid=valid,
         ledger=Ledger(
             counts=counts,
             digest=ledger.digest(digests),
-            valid_digest=ledger.digest(measured),
+            valid_digest=measure("valid"),
             source_digests=digests,
             tokenizer_digest=encoder.digest,
             template_digest=encoder.template_digest,
@@ -84,9 +95,14 @@ def build(
         ),
         epoch_tokens=int(sum(part.train.targets.sum() for part in used.values())),
         tokens_per_row=mixture.tokens_per_row,
-        unigram={name: unigram.loss(frequencies, batches) for name, batches in valid.items()},
-        valid_bytes={name: part.valid_bytes for name, part in parts.items()},
-        test={name: _batches(part.test, batch_rows, packed) for name, part in parts.items() if len(part.test)},
+        unigram={name: unigram.loss(frequencies, each) for name, each in valid.items()},
+        valid_bytes=spelt("valid"),
+        valid_full=batches("full"),
+        full_bytes=spelt("full"),
+        full_digest=measure("full"),
+        test=batches("test"),
+        test_bytes=spelt("test"),
+        unweighted=frozenset(parts.keys() - used.keys()),
         lengths={name: part.tokens.sequences.lengths[part.train.documents] for name, part in parts.items()},
         max_batches=mixture.max_batches,
     )
@@ -94,14 +110,11 @@ def build(
 
 @dataclass(frozen=True)
 class _Part:
-    """One source: its tokens, the rows of its sides, those that are measured on, and its counts."""
+    """One source: its tokens, the rows to train on, those that are measured on (valid, full, test), and its counts."""
 
     tokens: Tokenised
     train: PackedRows
-    valid: PackedRows
-    test: PackedRows
-    valid_bytes: int
-    valid_digest: str
+    held: Mapping[str, PackedRows]
     counts: Mapping[str, float]
 
 
@@ -118,46 +131,13 @@ def _part(name: str, corpus: Corpus, spec: DataSpec, evaluation: EvaluationSpec,
         if not len(whole[side]):
             why = ledger.losses(whole[side], getattr(sides, side), tokens)
             raise DataError(f"source {name!r}: no {what} row has a target ({why}); look at over_length, data.mask and the rows")
-    valid, test = (rows(_measured(whole[side], found.keys, evaluation.max_tokens)) for side in ("valid", "test"))
+    few = evaluation.max_tokens
+    many = None if evaluation.full_tokens is None else max(few, evaluation.full_tokens)  # what is measured often is a part of all
+    chosen = {"valid": ("valid", few), "full": ("valid", many), "test": ("test", many)}
+    held = {what: rows(lots.measured(whole[side], found.keys, limit)) for what, (side, limit) in chosen.items()}
     counts = ledger.rows_of(found, sides, tokens, whole) | ledger.tokens_of(found, sides, tokens, whole["train"])
-    counts |= {"rows_evaluated": len(valid.documents), "targets_evaluated": int(valid.targets.sum())}
-    return _Part(tokens, whole["train"], valid, test, _bytes(tokens, valid, encoder), _digest(tokens, valid), counts)
-
-
-def _batches(rows: PackedRows, size: int, packed: bool) -> tuple[Batch, ...]:
-    """All rows, those of like length together where each holds one document."""
-    numbers = np.arange(len(rows)) if packed else np.argsort(rows.filled, kind="stable")
-    groups = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    return tuple(rows.batch(group.tolist(), None if packed else int(rows.filled[group].max())) for group in groups)
-
-
-def _measured(rows: PackedRows, keys: np.ndarray, max_tokens: int) -> np.ndarray:
-    """Whole documents, in the order of their keys, up to the one that would pass `max_tokens` targets; at least one.
-
-    The order is arbitrary but fixed, since keys are hashes: it favours no folder, no alphabet and no length.
-    """
-    order = np.argsort(keys[rows.documents], kind="stable")
-    within = np.cumsum(rows.document_targets[order]) <= max_tokens
-    return np.sort(rows.documents[order[: max(1, int(within.sum()))]])
-
-
-def _bytes(tokens: Tokenised, rows: PackedRows, encoder: Encoder) -> int:
-    """UTF-8 bytes that the targets of `rows` spell; of a row that was truncated, those of what is left."""
-    total, pieces, sequences = int(tokens.target_bytes[rows.documents].sum()), rows.pieces, tokens.sequences
-    if not rows.cuts.truncated:
-        return total
-    for i in np.flatnonzero(pieces.sizes < sequences.lengths[pieces.documents]):
-        document, start, stop = pieces.at(i)
-        ids = sequences.row(document, start, stop)[sequences.mask(document, start, stop)]
-        total += encoder.spelt(ids) - int(tokens.target_bytes[document])
-    return total
-
-
-def _digest(tokens: Tokenised, rows: PackedRows) -> str:
-    """Of the ids and targets that are measured on, piece by piece in the order of the documents, whatever rows they lie in."""
-    whole, pieces = hashlib.sha256(), rows.pieces
-    for i in np.lexsort((pieces.starts, pieces.documents)):
-        document, start, stop = pieces.at(i)
-        ids = tokens.sequences.row(document, start, stop).astype(np.int32)
-        whole.update(len(ids).to_bytes(8, "big") + ids.tobytes() + tokens.sequences.mask(document, start, stop).tobytes())
-    return whole.hexdigest()
+    for what, ending in (("valid", ""), ("full", "_full"), ("test", "_test")):
+        if len(held[what]):
+            counts[f"rows_evaluated{ending}"] = len(held[what].documents)
+            counts[f"targets_evaluated{ending}"] = int(held[what].targets.sum())
+    return _Part(tokens, whole["train"], held, counts)

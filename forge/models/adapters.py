@@ -1,64 +1,135 @@
-"""What is trained of a model: adapter(model, *, knobs) changes the model in place."""
+"""What is trained of a model: adapter(model, *, knobs) changes the model in place.
 
-from typing import Annotated, Literal
+Low-rank adapters are fp32 whatever the base computes in, and start as the base exactly. They also go on a quantised base (QLoRA), which
+is never changed; full and last_layers need weights that can be.
+"""
 
-import mlx.core as mx
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Literal, get_args
+
 import mlx.nn as nn
-from pydantic import Field
+from mlx.utils import tree_unflatten
+from pydantic import Field, PlainValidator
 
 from forge.errors import ModelError
+from forge.models import parts
+from forge.models.dora import DoRAEmbedding, DoRALinear
 
-Targets = Literal["attention", "mlp", "linear"]
+Role = Literal["attention", "mlp", "linear", "embeddings"]
+
+
+def _roles(targets: Any) -> list[Role]:
+    """`targets` as a list. Raises ValueError."""
+    roles = targets if isinstance(targets, list) else [targets]
+    if not roles or not all(role in get_args(Role) for role in roles):
+        raise ValueError(f"{targets!r} should be one or a list of {', '.join(get_args(Role))}")
+    return roles
+
+
+Targets = Annotated[Role | list[Role], PlainValidator(_roles)]
 Rank = Annotated[int, Field(ge=1)]
 Alpha = Annotated[float, Field(gt=0)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-Layers = Annotated[int, Field(ge=1)] | None
+Layers = Annotated[int, Field(ge=1)]
+
+_Wrap = Callable[[nn.Module], nn.Module]  # a layer -> the same with an adapter
 
 
 def full(model: nn.Module) -> None:
-    """Every weight, in fp32: a bf16 weight would swallow most updates. Raises ModelError on a quantised model."""
-    if any(hasattr(module, "bits") for _, module in model.named_modules()):
-        raise ModelError("a quantised model can't be trained in full; use adapter=lora")
-    model.set_dtype(mx.float32)
+    """Every weight. Raises ModelError on a quantised model."""
+    _require_unpacked(model, "full")
     model.unfreeze()
 
 
-def lora(model: nn.Module, *, rank: Rank, alpha: Alpha, dropout: Dropout, targets: Targets, layers: Layers) -> None:
-    """y = Wx + (alpha / rank) · B A x, with W frozen and B zero at the start (Hu et al. 2021, arXiv 2106.09685)."""
-    _adapt(model, rank, alpha, dropout, targets, layers, use_dora=False)
+def last_layers(model: nn.Module, *, layers: Layers, final_norm: bool = True, head: bool = False, embeddings: bool = False) -> None:
+    """Every weight of the last `layers` blocks, and of what is named: the norm behind them, the output projection, the input embedding.
 
-
-def dora(model: nn.Module, *, rank: Rank, alpha: Alpha, dropout: Dropout, targets: Targets, layers: Layers) -> None:
-    """LoRA on the direction of each output's weights, their magnitude trained apart (Liu et al. 2024, arXiv 2402.09353)."""
-    _adapt(model, rank, alpha, dropout, targets, layers, use_dora=True)
-
-
-def _adapt(model: nn.Module, rank: int, alpha: float, dropout: float, targets: Targets, layers: int | None, use_dora: bool) -> None:
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-
-    blocks = model.layers
-    if layers is not None and layers > len(blocks):
-        raise ModelError(f"adapter.layers={layers}: the model has {len(blocks)} blocks")
-    keys = set().union(*(linear_names(block, targets) for block in blocks))
-    if not keys:
-        raise ModelError(f"adapter.targets={targets}: the model has no such linear layer; use targets=linear or adapter=full")
+    Where the two are tied, each of `head` and `embeddings` means the one table. Raises ModelError on a quantised model.
+    """
+    _require_unpacked(model, "last_layers")
+    blocks = _last(model, layers)
+    tables, projection = parts.embeddings(model), parts.head(model)
     model.freeze()
-    knobs = {"rank": rank, "scale": alpha / rank, "dropout": dropout, "keys": keys}  # mlx-lm's scale is alpha / rank
-    try:
-        linear_to_lora_layers(model, layers or len(blocks), knobs, use_dora=use_dora)
-    except ValueError as error:  # DoRA of a mixture of experts
-        raise ModelError(f"adapter=dora: {error}; use adapter=lora, or targets=attention") from error
+    trained = list(blocks)
+    trained += (projection or tables).values() if head else ()
+    trained += tables.values() if embeddings else ()
+    for module in trained:
+        module.unfreeze()
+    if final_norm:
+        _unfreeze_norms(parts.outside_blocks(model).values())
 
 
-def linear_names(block: nn.Module, targets: Targets) -> set[str]:
-    """The names, inside a transformer block, of its linear layers: in an attention module, outside of one, or both."""
-    inside = [name for name, module in block.named_modules() if "attention" in type(module).__name__.lower() and name]
-    names = {name for name, module in block.named_modules() if _is_linear(module)}
-    attention = {name for name in names if any(name.startswith(f"{parent}.") for parent in inside)}
-    return {"attention": attention, "mlp": names - attention, "linear": names}[targets]
+def lora(
+    model: nn.Module, *, rank: Rank, alpha: Alpha, dropout: Dropout, targets: Targets, layers: Layers | None, norms: bool = False
+) -> None:
+    """y = Wx + (alpha / rank) · B A x, with W frozen and B zero at the start (Hu et al. 2021, arXiv 2106.09685)."""
+    _adapt(model, partial(_with_lora, rank=rank, scale=alpha / rank, dropout=dropout), targets, layers, norms)
 
 
-def _is_linear(module: nn.Module) -> bool:
-    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+def rslora(
+    model: nn.Module, *, rank: Rank, alpha: Alpha, dropout: Dropout, targets: Targets, layers: Layers | None, norms: bool = False
+) -> None:
+    """LoRA scaled by alpha / √rank, so that updates keep their size as the rank grows (Kalajdzievski 2023, arXiv 2312.03732)."""
+    _adapt(model, partial(_with_lora, rank=rank, scale=alpha / math.sqrt(rank), dropout=dropout), targets, layers, norms)
 
-    return isinstance(module, nn.Linear | nn.QuantizedLinear | SwitchLinear | QuantizedSwitchLinear)
+
+def dora(
+    model: nn.Module, *, rank: Rank, alpha: Alpha, dropout: Dropout, targets: Targets, layers: Layers | None, norms: bool = False
+) -> None:
+    """LoRA on the direction of each output's weights, their magnitude trained apart (Liu et al. 2024, arXiv 2402.09353)."""
+    _adapt(model, partial(_with_dora, rank=rank, scale=alpha / rank, dropout=dropout), targets, layers, norms)
+
+
+def _adapt(model: nn.Module, wrap: _Wrap, targets: Targets, layers: int | None, norms: bool) -> None:
+    """`layers` counts blocks from the last; embeddings and the last norm are adapted whatever it says. `norms` are trained in full."""
+    blocks = _last(model, layers or len(model.layers))
+    roles = _roles(targets)
+    around = {**parts.embeddings(model), **parts.head(model)} if "embeddings" in roles else {}
+    chosen: list[tuple[nn.Module, dict[str, nn.Module]]] = [(model, around)]
+    for block in blocks:
+        names = set().union(*(parts.linear_names(block, role) for role in roles if role != "embeddings"))
+        chosen.append((block, {name: module for name, module in block.named_modules() if name in names}))
+    if not any(found for _, found in chosen):
+        raise ModelError(f"adapter.targets={'+'.join(roles)}: the model has no such linear layer; use targets=linear or adapter=full")
+    model.freeze()
+    for owner, found in chosen:
+        owner.update_modules(tree_unflatten([(name, wrap(module)) for name, module in found.items()]))
+    if norms:
+        _unfreeze_norms([*parts.outside_blocks(model).values(), *(module for block in blocks for module in block.modules())])
+
+
+def _with_lora(layer: Any, *, rank: int, scale: float, dropout: float) -> nn.Module:
+    from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+
+    if hasattr(layer, "to_lora"):  # an architecture's own linear layer
+        return layer.to_lora(r=rank, scale=scale, dropout=dropout)
+    kind = LoRAEmbedding if parts.is_embedding(layer) else LoRASwitchLinear if parts.is_experts(layer) else LoRALinear
+    return kind.from_base(layer, r=rank, scale=scale, dropout=dropout)
+
+
+def _with_dora(layer: nn.Module, *, rank: int, scale: float, dropout: float) -> nn.Module:
+    if parts.is_experts(layer) or hasattr(layer, "to_lora"):
+        raise ModelError(f"adapter=dora: a {type(layer).__name__} can't have it; use adapter=lora, or targets=attention")
+    kind = DoRAEmbedding if parts.is_embedding(layer) else DoRALinear
+    return kind(layer, rank=rank, scale=scale, dropout=dropout)
+
+
+def _last(model: nn.Module, layers: int) -> list[nn.Module]:
+    if layers > len(model.layers):
+        raise ModelError(f"adapter.layers={layers}: the model has {len(model.layers)} blocks")
+    return model.layers[-layers:]
+
+
+def _unfreeze_norms(modules: Any) -> None:
+    for module in modules:
+        if parts.is_norm(module):
+            module.unfreeze(recurse=False)
+
+
+def _require_unpacked(model: nn.Module, adapter: str) -> None:
+    if parts.is_quantised(model):
+        raise ModelError(
+            f"adapter={adapter}: a quantised model can't be trained in full; use adapter=lora or dora, or a base that is not quantised"
+        )

@@ -3,22 +3,34 @@
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from forge.arrays import flat
 from forge.models import Loaded
 
 
 def fuse(loaded: Loaded) -> Loaded:
-    """The same model without adapters, changed in place. A quantised base is dequantised: quantising again would lose small deltas."""
+    """The same model without adapters, changed in place, in the type that it computed in.
+
+    Sums are taken in fp32 and rounded once. A quantised base is dequantised: quantising again would lose small deltas.
+    """
     from mlx_lm.utils import dequantize_model
 
     model, config = loaded.model, dict(loaded.config)
-    fused = [(name, module.fuse(dequantize=True)) for name, module in model.named_modules() if hasattr(module, "fuse")]
-    if fused:
-        model.update_modules(tree_unflatten(fused))
-    if "quantization" in config:
-        model = dequantize_model(model)
+    dtype = _dtype(model)
+    quantised = [name for name, module in model.named_modules() if hasattr(module, "bits")]
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "fuse")]
+    for module in model.modules():
+        if hasattr(module, "bits") or hasattr(module, "fuse"):
+            module.set_dtype(mx.float32)
+    model = dequantize_model(model)
+    model.update_modules(tree_unflatten([(name, module.fuse()) for name, module in model.named_modules() if name in adapted]))
+    for name, module in model.named_modules():
+        if name in adapted or name in quantised:
+            module.set_dtype(dtype)
+    if quantised:
         config.pop("quantization", None)
         config.pop("quantization_config", None)
     return Loaded(model, loaded.tokenizer, config, loaded.lineage)
@@ -38,3 +50,9 @@ def load(folder: Path) -> tuple[nn.Module, Any]:
     from mlx_lm.utils import load as load_folder
 
     return load_folder(str(folder))[:2]
+
+
+def _dtype(model: nn.Module) -> mx.Dtype:
+    """The type of the base's own weights; adapters are fp32 beside any."""
+    own = {name: value for name, value in flat(model.parameters()).items() if name.rpartition(".")[2] not in ("lora_a", "lora_b", "m")}
+    return next(value.dtype for value in own.values() if mx.issubdtype(value.dtype, mx.floating))

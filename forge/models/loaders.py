@@ -1,14 +1,22 @@
-"""Existing models: a local folder, the Hugging Face hub, forge's own registry. loader(texts, seed, fetch, *, knobs) -> Loaded."""
+"""Existing models: a local folder, the Hugging Face hub, forge's own registry. loader(texts, seed, fetch, *, knobs) -> Loaded.
 
+Each takes `quantize`, which packs a base that is not quantised yet; one that is (config.json says so) stays as it is. The lineage then
+says so too, since it is another base.
+"""
+
+from dataclasses import replace
 from hashlib import file_digest, sha256
 from pathlib import Path
 
+import mlx.core as mx
+
 from forge.errors import ModelError
 from forge.models import Loaded
+from forge.models.quantise import Quantize, quantise
 from forge.spec import Fetch, Lineage, Texts
 
 
-def local(texts: Texts, seed: int, fetch: Fetch, *, path: str) -> Loaded:
+def local(texts: Texts, seed: int, fetch: Fetch, *, path: str, quantize: Quantize | None = None) -> Loaded:
     """A folder in the Hugging Face layout. Its revision is the digest of its configuration, tokenizer and weights."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -16,12 +24,11 @@ def local(texts: Texts, seed: int, fetch: Fetch, *, path: str) -> Loaded:
     weights = sorted(folder.glob("model*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise ModelError(f"model.path={path}: no model lies there; it needs config.json and model*.safetensors")
-    return _open(
-        folder, Lineage("local", str(folder.resolve()), _digest([folder / "config.json", *sorted(folder.glob("tokenizer*")), *weights]))
-    )
+    revision = _digest([folder / "config.json", *sorted(folder.glob("tokenizer*")), *weights])
+    return _open(folder, Lineage("local", str(folder.resolve()), revision), quantize)
 
 
-def hub(texts: Texts, seed: int, fetch: Fetch, *, id: str, revision: str | None = None) -> Loaded:
+def hub(texts: Texts, seed: int, fetch: Fetch, *, id: str, revision: str | None = None, quantize: Quantize | None = None) -> Loaded:
     """A model of the Hugging Face hub, or of its local cache. HF_TOKEN in the environment opens private ones."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -37,20 +44,27 @@ def hub(texts: Texts, seed: int, fetch: Fetch, *, id: str, revision: str | None 
         raise ModelError(
             f"model.id={id}: the hub can't be reached and the model is not in the local cache; connect, or use model=local"
         ) from error
-    return _open(folder, Lineage("hub", id, folder.name))  # a snapshot's folder is named by its commit
+    return _open(folder, Lineage("hub", id, folder.name), quantize)  # a snapshot's folder is named by its commit
 
 
-def registry(texts: Texts, seed: int, fetch: Fetch, *, uri: str) -> Loaded:
+def registry(texts: Texts, seed: int, fetch: Fetch, *, uri: str, quantize: Quantize | None = None) -> Loaded:
     """A version that forge registered, such as models:/forge-quickstart@champion or models:/forge-quickstart/3."""
     folder, version = fetch(uri)
-    return _open(folder, Lineage("registry", uri, version))
+    return _open(folder, Lineage("registry", uri, version), quantize)
 
 
-def _open(folder: Path, lineage: Lineage) -> Loaded:
+def _open(folder: Path, lineage: Lineage, wanted: Quantize | None) -> Loaded:
     from mlx_lm.utils import load
 
     try:
-        model, tokenizer, config = load(str(folder), return_config=True)  # type: ignore[misc]
+        model, tokenizer, config = load(str(folder), lazy=wanted is not None, return_config=True)  # type: ignore[misc]
+        if wanted is not None:
+            config = quantise(model, config, wanted)
+            lineage = replace(
+                lineage, revision=f"{lineage.revision} quantised to {wanted['bits']} bits in groups of {wanted['group_size']}"
+            )
+        for part in (*model.layers, model):  # one after the other, so that memory holds few full weights at a time
+            mx.eval(part.parameters())
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:  # whatever a broken folder leads to
         raise ModelError(f"{folder}: mlx-lm can't load it ({type(error).__name__}: {_first_line(error)})") from error
     if not tokenizer.encode("a"):

@@ -15,7 +15,7 @@ from forge.errors import ForgeError
 from forge.jobs import Jobs
 from forge.release import Released, release
 from forge.runner import Outcome, next_steps, train
-from forge.signals import Interrupts
+from forge.signals import AskedToStop, Interrupts
 from forge.tracking import registry
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
@@ -47,6 +47,8 @@ def sweep(asked: Jobs) -> int:
 
         def job(composed: DictConfig) -> None:
             children.append(_run_child(composed, asked.swept, len(children) + 1))
+            if reason := parent.asked_to_stop():
+                raise AskedToStop(reason)
 
         try:
             jobs.launch(job, [*asked.argv, f"tracking.parent_run={parent.id}"])
@@ -75,6 +77,8 @@ def _run_child(composed: DictConfig, swept: tuple[str, ...], number: int) -> Chi
     print(f"\n[{number}] {name}", flush=True)
     try:
         return Child(name, config, train(config, overrides), None)
+    except AskedToStop as stop:  # this child alone
+        return Child(name, config, None, str(stop))
     except ForgeError as error:
         print(f"error: {name}: {error}", flush=True)
         return Child(name, config, None, str(error))

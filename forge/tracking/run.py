@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
 from mlflow.entities import Run as RunRecord
+from mlflow.exceptions import MlflowException
 
 from forge import paths
 from forge.errors import ForgeError, Stopped, TrackingError
 from forge.settings import TrackingSpec
 from forge.spec import Ledger, Metrics
-from forge.tracking import datasets, provenance, store
+from forge.tracking import datasets, provenance, stop, store
 from forge.tracking.writer import Writer
 
 IDENTITY, ROOT, PARENT = "forge.identity", "forge.root", "mlflow.parentRunId"
@@ -37,6 +38,11 @@ class Run:
         self._tables = record.data.tags.get("mlflow.loggedArtifacts", "")
         self._held = {*record.data.metrics, *record.data.params}
         self._writer = Writer(client, self.id)
+        self._stop = stop.StopTag(client, self.id, self.parent)
+
+    def asked_to_stop(self) -> str | None:
+        """The reason to stop, once someone set the tag forge.stop on this run, or on its sweep, in MLflow. Known some 5 s later."""
+        return self._stop.asked()
 
     def log(self, metrics: Metrics, step: int) -> None:
         """The engine's emit. A step that an earlier life of this run logged is not logged twice."""
@@ -82,30 +88,55 @@ class Run:
         about = {**digests, "sources": ledger.source_digests, "packing": ledger.packing, **ledger.counts, "not_used": ledger.examples}
         self.text(json.dumps(about, indent=2, ensure_ascii=False), "data/ledger.json")
 
-    def image(self, figure: Figure, key: str, step: int) -> None:
-        """The figure as it is now, under the step slider of the run's images."""
-        if step > self._logged:
+    def image(self, figure: Figure | Callable[[], Figure], key: str, step: int) -> None:
+        """Under the step slider of the run's images: the figure as it is now, or one that is drawn in the background.
+
+        What draws it there must not look at anything that training goes on to change.
+        """
+        if step <= self._logged:
+            return
+        if isinstance(figure, Figure):
             pixels = _pixels(figure)
-            self._writer.call(lambda: self._client.log_image(self.id, pixels, key=key, step=step, synchronous=True))
+            self._writer.call(lambda: self._log_image(pixels, key, step))
+        else:
+            self._writer.call(lambda: self._log_image(_pixels(figure()), key, step))
+
+    def _log_image(self, pixels: np.ndarray, key: str, step: int) -> None:
+        self._client.log_image(self.id, pixels, key=key, step=step, synchronous=True)
 
     def figure(self, figure: Figure, file: str) -> None:
         self._writer.call(lambda: self._client.log_figure(self.id, figure, file))
 
     def close(self, status: str, cause: str | None) -> None:
-        self._writer.close()
-        if self._writer.non_finite:
-            self.tags({"forge.non_finite_metrics": str(self._writer.non_finite)})
-        if self._writer.lost:
-            print(f"forge: {self._writer.lost} metrics or images could not be sent to MLflow; the checkpoints hold the whole history")
-            self.tags({"forge.lost_metrics": str(self._writer.lost)})
-        if cause:
-            self.tags({"forge.cause": cause[:_TEXT_LENGTH]})
-        self._client.set_terminated(self.id, status)
+        """Send what is left. A signal meanwhile loses that, not the status, which then is KILLED."""
+        try:
+            self._writer.close()
+        except (Stopped, KeyboardInterrupt) as error:
+            status, cause = "KILLED", _cause(error)
+            raise
+        finally:
+            self._end(status, cause)
+
+    def _end(self, status: str, cause: str | None) -> None:
+        try:
+            self._stop.close()
+            if self._writer.non_finite:
+                self.tags({"forge.non_finite_metrics": str(self._writer.non_finite)})
+            if self._writer.lost:
+                lost = f"{self._writer.lost} metrics or images could not be sent to MLflow ({self._writer.why})"
+                print(f"forge: {provenance.redact(lost)}; the checkpoints hold the whole history")
+                self.tags({"forge.lost_metrics": str(self._writer.lost)})
+            if cause:
+                self.tags({"forge.cause": cause[:_TEXT_LENGTH]})
+            self._client.set_terminated(self.id, status)
+        except MlflowException as error:  # must not take the place of what ended the run
+            why = provenance.redact(str(error).splitlines()[0])
+            print(f"forge: MLflow could not be told that the run is {status} ({why}); its page says RUNNING until resume=auto ends it")
 
 
 @contextmanager
 def run(spec: TrackingSpec, identity: str, resume_id: str | None = None, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
-    """Open a run, or go on with `resume_id`. FINISHED at a normal end, KILLED when a signal stopped it, else FAILED with the cause."""
+    """Open a run, or go on with `resume_id`. FINISHED at a normal end, KILLED with the cause when it was stopped, else FAILED with it."""
     client = store.connect(spec.uri)
     if resume_id:
         record = client.get_run(resume_id)
@@ -115,17 +146,16 @@ def run(spec: TrackingSpec, identity: str, resume_id: str | None = None, tags: M
         redacted = {key: provenance.redact(value) for key, value in everything.items()}
         record = client.create_run(store.experiment(client, spec.experiment), run_name=spec.run_name, tags=redacted)
     with _alone(record.info.run_id):
+        if resume_id and stop.clear(client, resume_id):
+            print(f"forge: the tag {stop.TAG} was left from before and is taken away; set it again to stop this run", flush=True)
         opened = Run(client, record, resumed=resume_id is not None)
-        if opened.resumed:
-            client.update_run(opened.id, status="RUNNING")
-            opened.tags(provenance.tags() | {"forge.cause": ""})
         try:
+            if opened.resumed:
+                client.update_run(opened.id, status="RUNNING")
+                opened.tags(provenance.tags() | {"forge.cause": "", "forge.stop_reason": ""})
             yield opened
-        except (Stopped, KeyboardInterrupt) as stop:
-            opened.close("KILLED", str(stop) or "interrupted")
-            raise
         except BaseException as error:
-            opened.close("FAILED", str(error) if isinstance(error, ForgeError) else f"{type(error).__name__}: {error}")
+            opened.close("KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED", _cause(error))
             raise
         opened.close("FINISHED", None)
 
@@ -149,6 +179,12 @@ def last_step(client: MlflowClient, run_id: str) -> int:
     """The last step that was logged, or -1. The metrics of one step are sent in one transaction."""
     histories = (client.get_metric_history(run_id, key) for key in ("train/loss", "val/loss"))
     return max((metric.step for history in histories for metric in history), default=-1)
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, ForgeError | Stopped):
+        return str(error)
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
 
 
 def _pixels(figure: Figure) -> np.ndarray:

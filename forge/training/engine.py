@@ -3,162 +3,229 @@
 One host synchronisation a step. Losses are sums over target tokens, divided once a step by their count.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optimizers
 import numpy as np
 from mlx.utils import tree_map
 
 from forge.arrays import flat, scalar
 from forge.errors import TrainingError
-from forge.spec import Batch, Callback, Data, Emit, Plan, Result, Snapshot
-from forge.training.checkpoint import State, Store, step_of
-from forge.training.evaluate import evaluate
-
-_GIB = 2**30
+from forge.spec import Batch, Batches, Callback, Data, Emit, Metrics, Plan, Result, Snapshot
+from forge.training import guards, memory
+from forge.training.checkpoint import State, Store, put_weights
+from forge.training.evaluate import evaluate, forgetting, full_scores
+from forge.training.gradients import Gradients, Parts
+from forge.training.memory import UNBOUND, Bound
+from forge.training.prefetch import Prefetched
+from forge.training.recompute import recomputed
+from forge.training.update import Update
+from forge.training.world import World
 
 
 def fit(
     model: nn.Module,
     data: Data,
     objective: Callable[..., Any],
-    optimizer: optimizers.Optimizer,
+    update: Update,
     plan: Plan,
     callbacks: Mapping[str, Callback],
     store: Store,
     emit: Emit,
+    *,
     resume: Path | None = None,
     stop: Callable[[], str | None] = lambda: None,
     watch: Callable[[Snapshot], None] = lambda _: None,
+    bound: Bound = UNBOUND,
+    world: World | None = None,
 ) -> Result:
     """Train from the store's last checkpoint (or `resume`, or step 0) to the plan's end, or until a callback or `stop` gives a reason.
 
     `emit` gets the history of a resumed run once more: it drops what it has. `watch` is called after each evaluation.
-    Raises TrainingError when a loss or gradient is not finite; the checkpoints saved before stay.
+    Raises TrainingError when a loss or gradient is not finite, or memory runs out; the checkpoints saved before stay.
     """
-    optimizer.init(model.trainable_parameters())
-    state = store.resume(model, optimizer, resume)
+    state = _resumed(model, data, update, callbacks, store, resume)
+    for step, metrics in state.history:
+        emit(metrics, step)  # a kill may have come between a checkpoint and the sending of what it holds
+    model.train()
+    mx.reset_peak_memory()
+    with Prefetched(data.train) as batches, recomputed(model) if plan.gradient_checkpointing else nullcontext():
+        loop = _Loop(
+            model,
+            data,
+            batches,
+            Gradients(model, objective),
+            update,
+            plan,
+            callbacks,
+            store,
+            emit,
+            stop,
+            watch,
+            bound,
+            world or World(),
+            state,
+        )
+        reason = state.reason if state.history else loop.settle({}, evaluate_now=True)
+        while reason is None and state.step < plan.total_steps:
+            metrics = loop.step()
+            reason = loop.settle(metrics, evaluate_now=state.step % plan.eval_every == 0 or state.step == plan.total_steps)
+    loop.world.barrier()  # what the first process saved last is there for all
+    best = store.best()
+    assert best is not None, "step 0 is always evaluated and saved"
+    return Result(state.step, state.tokens, best.step, best.loss, best.why, reason or "the budget is used up", state.history)
+
+
+@dataclass
+class _Loop:
+    """What a step and its end have in common. `rows`: where the rows of the last step came from."""
+
+    model: nn.Module
+    data: Data
+    batches: Batches
+    gradients: Gradients
+    update: Update
+    plan: Plan
+    callbacks: Mapping[str, Callback]
+    store: Store
+    emit: Emit
+    stop: Callable[[], str | None]
+    watch: Callable[[Snapshot], None]
+    bound: Bound
+    world: World
+    state: State
+    rows: tuple[str, ...] = ()
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step, which moves the state on. Returns its metrics; empty where log_every leaves it out."""
+        started = time.perf_counter()
+        plan, state = self.plan, self.state
+        step = state.step + 1
+        mx.random.seed((plan.seed << 32) + step)  # dropout is a function of (seed, step), so resuming needs no random state
+        batches = [self.batches.next() for _ in range(plan.accumulate)]
+        self.rows = tuple(row for batch in batches for row in batch.row_ids)
+        with self.bound.told(step):
+            loss_sum, count, sums, gradients = self.world.total(accumulate(self.gradients, self.world.share_step(batches)))
+            gradients, norm = normalise(gradients, count, plan.clip_norm)
+            self.update.apply(self.model, gradients, plan.lr(step))
+            self.world.wait(loss_sum, count, sums, norm, self.update.pending())
+        self.bound.check(step)
+
+        targets = int(scalar(count))
+        if targets == 0:
+            raise TrainingError(f"step {step}: no token of its rows is a target: {' | '.join(self.rows)}; look at the data's masks")
+        metrics = {"train/loss": scalar(loss_sum) / targets, "train/grad_norm": scalar(norm)}
+        where = f"rows: {' | '.join(self.rows)}"
+        guards.require_finite(step, metrics, where, lambda: {"frozen weight": self._frozen(), "gradient": gradients}, self.store.last)
+        state.step, state.cursor, state.tokens = step, self.batches.cursor, state.tokens + targets
+        for name, number in _by_source(batches):
+            state.source_tokens[name] = state.source_tokens.get(name, 0) + number
+        seconds = time.perf_counter() - started
+        state.seconds += seconds
+        if step % plan.log_every and step != plan.total_steps:
+            return {}
+        metrics |= {f"train/{name}": scalar(value) / targets for name, value in sums.items()}
+        metrics |= {"train/lr": plan.lr(step), "train/tokens": state.tokens, "train/epoch": state.tokens / self.data.epoch_tokens}
+        metrics |= {f"train/epoch/{name}": epochs for name, epochs in self.batches.epochs(state.cursor).items()}
+        metrics |= {f"train/share/{name}": tokens / state.tokens for name, tokens in state.source_tokens.items()}
+        metrics |= {**_speed(batches, seconds), **memory.metrics()}
+        return metrics | {"perf/eta_s": state.seconds / step * (plan.total_steps - step)}
+
+    def settle(self, metrics: dict[str, float], evaluate_now: bool) -> str | None:
+        """The end of each step: evaluate when due, tell, ask whether to stop, save. Returns the reason to stop."""
+        state = self.state
+        state.loss, state.rows = None, ()
+        with self.update.evaluated(self.model):
+            if evaluate_now:
+                metrics |= self._evaluate()
+            self._tell(metrics, evaluate_now)
+            snapshot = self._snapshot(metrics)
+            state.reason = "; ".join(why for callback in self.callbacks.values() if (why := callback(snapshot))) or None
+            if state.reason and state.loss is None:  # weights that no evaluation saw could not be chosen
+                self._tell(self._evaluate(), evaluated=True)
+            reason = self.world.any(state.reason or self.stop())
+            if self.world.first and (state.loss is not None or reason or state.step % self.plan.save_every == 0):
+                state.callbacks = {name: asdict(callback) for name, callback in self.callbacks.items()}  # type: ignore[call-overload]
+                self.store.save(flat(self.model.trainable_parameters()), self.update.arrays, state)
+        return reason
+
+    def _tell(self, metrics: dict[str, float], evaluated: bool) -> None:
+        if metrics:
+            self.state.history.append((self.state.step, metrics))
+            self.emit(metrics, self.state.step)
+        if evaluated:
+            self.watch(self._snapshot(metrics))
+
+    def _snapshot(self, metrics: dict[str, float]) -> Snapshot:
+        state = self.state
+        return Snapshot(state.step, state.tokens, metrics, state.history, self.model, state.seconds, self.rows)
+
+    def _evaluate(self) -> dict[str, float]:
+        started = time.perf_counter()
+        with self.bound.told(self.state.step):
+            scores = evaluate(self.model, self.data)
+        loss = {"val/loss": scores.metrics["val/loss"]}
+        guards.require_finite(self.state.step, loss, "all validation text", lambda: {"weight": self.model.parameters()}, self.store.last)
+        self.state.loss, self.state.rows = loss["val/loss"], scores.rows
+        seconds = {"perf/eval_s": time.perf_counter() - started}
+        if not self.state.history:
+            return {**scores.metrics, **seconds, **self._base()}
+        return {**scores.metrics, **seconds, **forgetting(scores.metrics, self.state.history[0][1])}
+
+    def _base(self) -> dict[str, float]:
+        """base/…: the model before its first step on the full set, which the best checkpoint is held against."""
+        started = time.perf_counter()
+        with self.bound.told(0):
+            scores = {key.replace("final/", "base/", 1): value for key, value in full_scores(self.model, self.data).items()}
+        return {**scores, "perf/full_eval_s": time.perf_counter() - started} if scores else {}
+
+    def _frozen(self) -> dict[str, mx.array]:
+        trained = flat(self.model.trainable_parameters())
+        return {name: value for name, value in flat(self.model.parameters()).items() if name not in trained}
+
+
+def _resumed(
+    model: nn.Module, data: Data, update: Update, callbacks: Mapping[str, Callback], store: Store, checkpoint: Path | None
+) -> State:
+    """The state to go on from, with everything else put back where it was; a new one where there is nothing to resume."""
+    found = store.resume(checkpoint)
+    if found is None:
+        return State()
+    state, weights, arrays = found
+    put_weights(model, weights, store.folder)
+    update.restore(model, arrays)
     data.train.cursor = state.cursor
     for name, fields in state.callbacks.items():
         vars(callbacks[name]).update(fields)
-    for step, metrics in state.history:
-        emit(metrics, step)  # a kill may have come between a checkpoint and the sending of what it holds
-    value_and_grad = nn.value_and_grad(model, objective)
-    model.train()
-    mx.reset_peak_memory()
-
-    def settle(metrics: dict[str, float], evaluate_now: bool) -> str | None:
-        """The end of each step: evaluate when due, tell, ask whether to stop, save. Returns the reason to stop."""
-        state.loss = None
-        if evaluate_now:
-            metrics |= _evaluated(model, data, state.step, store)
-            state.loss = metrics["val/loss"]
-        if metrics:
-            state.history.append((state.step, metrics))
-            emit(metrics, state.step)
-        snapshot = Snapshot(state.step, state.tokens, metrics, state.history, model)
-        if evaluate_now:
-            watch(snapshot)
-        state.reason = "; ".join(why for callback in callbacks.values() if (why := callback(snapshot))) or None
-        reason = state.reason or stop()
-        if evaluate_now or reason or state.step % plan.save_every == 0:
-            state.callbacks = {name: asdict(callback) for name, callback in callbacks.items()}  # type: ignore[call-overload]
-            store.save(model, optimizer, state)
-        return reason
-
-    reason = state.reason if state.history else settle({}, evaluate_now=True)
-    while reason is None and state.step < plan.total_steps:
-        metrics = _step(model, data, value_and_grad, optimizer, plan, state, store)
-        reason = settle(metrics, evaluate_now=state.step % plan.eval_every == 0 or state.step == plan.total_steps)
-    best = store.best()
-    assert best is not None, "step 0 is always evaluated and saved"
-    return Result(state.step, state.tokens, step_of(best[0]), best[1], reason or "the budget is used up", state.history)
+    return state
 
 
-def _step(
-    model: nn.Module,
-    data: Data,
-    value_and_grad: Callable[..., Any],
-    optimizer: optimizers.Optimizer,
-    plan: Plan,
-    state: State,
-    store: Store,
-) -> dict[str, float]:
-    """One optimizer step, which moves `state` on. Returns its metrics; empty where log_every leaves it out."""
-    started = time.perf_counter()
-    step = state.step + 1
-    mx.random.seed((plan.seed << 32) + step)  # dropout is a function of (seed, step), so resuming needs no random state
-    optimizer.learning_rate = plan.lr(step)
-    batches = [data.train.next() for _ in range(plan.accumulate)]
-    loss_sum, count, sums, gradients = _accumulate(value_and_grad, model, batches)
-    gradients, norm = _normalise(gradients, count, plan.clip_norm)
-    optimizer.update(model, gradients)
-    mx.eval(loss_sum, count, sums, norm, model.trainable_parameters(), optimizer.state)
-
-    targets = int(scalar(count))
-    if targets == 0:
-        raise TrainingError(f"step {step}: no token of its rows is a target: {_rows(batches)}; look at the data's masks")
-    metrics = {"train/loss": scalar(loss_sum) / targets, "train/grad_norm": scalar(norm)}
-    _require_finite(metrics, step, f"rows: {_rows(batches)}", store)
-    state.step, state.cursor, state.tokens = step, data.train.cursor, state.tokens + targets
-    for name, number in _by_source(batches):
-        state.source_tokens[name] = state.source_tokens.get(name, 0) + number
-    if step % plan.log_every and step != plan.total_steps:
-        return {}
-    metrics |= {f"train/{name}": scalar(value) / targets for name, value in sums.items()}
-    metrics |= {"train/lr": plan.lr(step), "train/tokens": state.tokens, "train/epoch": state.tokens / data.epoch_tokens}
-    metrics |= {f"train/epoch/{name}": epochs for name, epochs in data.train.epochs(state.cursor).items()}
-    metrics |= {f"train/share/{name}": tokens / state.tokens for name, tokens in state.source_tokens.items()}
-    return metrics | _speed(batches, time.perf_counter() - started)
-
-
-def _evaluated(model: nn.Module, data: Data, step: int, store: Store) -> dict[str, float]:
-    scores = evaluate(model, data)
-    _require_finite({"val/loss": scores["val/loss"]}, step, "all validation text", store)
-    return scores
-
-
-def _accumulate(
-    value_and_grad: Callable[..., Any], model: nn.Module, batches: list[Batch]
-) -> tuple[mx.array, mx.array, dict[str, mx.array], Any]:
+def accumulate(gradients_of: Callable[[Batch], Parts], batches: Sequence[Batch]) -> Parts:
     """The sums over micro-batches of losses, target counts, further sums, and gradients of the summed loss. Never means."""
-    (loss_sum, (count, sums)), gradients = value_and_grad(model, batches[0])
+    loss_sum, count, sums, gradients = gradients_of(batches[0])
     for batch in batches[1:]:
         mx.eval(loss_sum, count, sums, gradients)  # frees one graph before the next is built
-        (loss, (number, more)), gradient = value_and_grad(model, batch)
+        loss, number, more, gradient = gradients_of(batch)
         loss_sum, count = loss_sum + loss, count + number
         sums = {name: value + more[name] for name, value in sums.items()}
         gradients = tree_map(mx.add, gradients, gradient)
     return loss_sum, count, sums, gradients
 
 
-def _normalise(gradients: Any, count: mx.array, clip_norm: float) -> tuple[Any, mx.array]:
+def normalise(gradients: Any, count: mx.array, clip_norm: float) -> tuple[Any, mx.array]:
     """Gradients of the mean loss over `count` targets, scaled down to a global norm of at most `clip_norm`; and their norm before."""
     count = mx.maximum(count, 1)  # a step without targets must not put 0/0 into the weights
     squares = [mx.square(gradient.astype(mx.float32)).sum() for gradient in flat(gradients).values()]
     norm = mx.sqrt(mx.stack(squares).sum()) / count
-    scale = mx.minimum(1.0, clip_norm / (norm + 1e-6)) / count
+    # Scaling by a norm that is NaN would make every gradient NaN; by 0 those alone that are not finite, and they can be named.
+    scale = mx.where(mx.isfinite(norm), mx.minimum(1.0, clip_norm / (norm + 1e-6)) / count, 0.0)
     return tree_map(lambda g: g * scale.astype(g.dtype), gradients), norm
-
-
-def _require_finite(metrics: Mapping[str, float], step: int, where: str, store: Store) -> None:
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"step {step}: {name} is {value}; {where}; the last good checkpoint is {store.last() or 'none yet'}. "
-                "Lower optimizer.lr or trainer.clip_norm, or look at these rows and at the base model"
-            )
-
-
-def _rows(batches: list[Batch]) -> str:
-    return " | ".join(row for batch in batches for row in batch.row_ids)
 
 
 def _by_source(batches: list[Batch]) -> Iterator[tuple[str, int]]:
@@ -167,7 +234,7 @@ def _by_source(batches: list[Batch]) -> Iterator[tuple[str, int]]:
         yield from zip(batch.sources, batch.mask_BT.sum(axis=1).tolist(), strict=True)
 
 
-def _speed(batches: list[Batch], seconds: float) -> dict[str, float]:
+def _speed(batches: list[Batch], seconds: float) -> Metrics:
     """Real tokens: padding is none."""
     real = sum(int(np.count_nonzero(batch.segments_BT)) for batch in batches)
     return {
@@ -175,6 +242,4 @@ def _speed(batches: list[Batch], seconds: float) -> dict[str, float]:
         "perf/targets_per_s": sum(batch.targets for batch in batches) / seconds,
         "perf/fill_share": real / sum(batch.tokens_BT.size for batch in batches),
         "perf/step_s": seconds,
-        "memory/peak_gib": mx.get_peak_memory() / _GIB,
-        "memory/active_gib": mx.get_active_memory() / _GIB,
     }

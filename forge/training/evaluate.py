@@ -1,59 +1,121 @@
-"""The loss on held-out text: the same batches each time, every target counted, nothing drawn from any random stream."""
+"""The loss on held-out text: the same batches each time, every target counted, nothing drawn from any random stream.
+
+Each set gives, under val/, final/ or test/: loss (nats a target), perplexity, and bits_per_byte (of the text's UTF-8, so that tokenizers
+can be compared), together and as …/<source>. A source of weight 0 is measured, and counts in its own numbers only.
+Cost: one forward pass; memory is that of one batch and, where rows are kept, two numbers a row.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from forge.arrays import scalar
-from forge.spec import Batch, Data
-from forge.training.objectives import causal_lm
+from forge.spec import Batch, Data, Metrics, Scores
+from forge.training.objectives import token_losses
 
 
-def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
-    """val/loss (nats a target, all sources together), val/loss/<source>, val/perplexity, val/bits_per_byte (of the text's UTF-8)."""
-    sums = {name: loss_sum(model, batches) for name, batches in data.valid.items()}
-    total = sum(loss for loss, _ in sums.values())
-    mean = total / sum(count for _, count in sums.values())
-    return {
-        "val/loss": mean,
-        "val/perplexity": math.exp(mean) if mean < 700 else math.inf,
-        "val/bits_per_byte": total / math.log(2) / sum(data.valid_bytes.values()),
-        **{f"val/loss/{name}": loss / count for name, (loss, count) in sums.items()},
-    }
+@dataclass(frozen=True)
+class _Sums:
+    """Of one source: its summed loss (nats), targets, and the UTF-8 bytes that these spell."""
+
+    loss: float
+    targets: int
+    bytes: int
+
+
+def evaluate(model: nn.Module, data: Data) -> Scores:
+    """val/… on the fixed tokens of each evaluation. What is not finite is reported as it is, and perplexity may overflow to inf."""
+    sums: dict[str, _Sums] = {}
+    kept: list[tuple[float, int]] = []
+    for name, batches in data.valid.items():
+        rows = list(row_losses(model, batches))
+        sums[name] = _Sums(*_total(rows), data.valid_bytes.get(name, 0))
+        kept += [] if name in data.unweighted else rows
+    return Scores(_metrics("val", sums, data.unweighted), kept)
+
+
+def full_scores(model: nn.Module, data: Data) -> dict[str, float]:
+    """final/… on all that evaluation.full_tokens takes of the validation rows."""
+    return _scores("final", model, data.valid_full, data.full_bytes, data.unweighted)
 
 
 def scores_on_test(model: nn.Module, data: Data) -> dict[str, float]:
-    """test/loss and test/loss/<source>, nats a target, on the rows that nothing else looks at; empty where none are kept aside."""
-    sums = {name: loss_sum(model, batches) for name, batches in data.test.items()}
-    if not sums:
-        return {}
-    mean = sum(loss for loss, _ in sums.values()) / sum(count for _, count in sums.values())
-    return {"test/loss": mean, **{f"test/loss/{name}": loss / count for name, (loss, count) in sums.items()}}
+    """test/… on the rows that nothing else looks at; empty where none are kept aside."""
+    return _scores("test", model, data.test, data.test_bytes, data.unweighted)
+
+
+def forgetting(scores: Metrics, base: Metrics) -> dict[str, float]:
+    """What each source's loss has risen by (nats a target) since `base`, the same metrics of the model before its first step.
+
+    val/loss/code 2.5 against 2.0 gives val/forgetting/code 0.5; final/ and test/ likewise. Below 0: learnt, not forgotten.
+    """
+    parts = ((key, *key.split("/loss/", 1)) for key in scores if "/loss/" in key and key in base)
+    return {f"{prefix}/forgetting/{source}": scores[key] - base[key] for key, prefix, source in parts}
 
 
 def baseline(data: Data) -> dict[str, float]:
     """val/unigram_loss and val/unigram_loss/<source>: what token frequencies alone reach on the same targets."""
-    counts = targets(data.valid)
+    counts = {name: sum(batch.targets for batch in batches) for name, batches in data.valid.items() if name not in data.unweighted}
     mean = sum(data.unigram[name] * count for name, count in counts.items()) / sum(counts.values())
     return {"val/unigram_loss": mean, **{f"val/unigram_loss/{name}": loss for name, loss in data.unigram.items()}}
 
 
-def targets(valid: Mapping[str, Sequence[Batch]]) -> dict[str, int]:
-    return {name: sum(batch.targets for batch in batches) for name, batches in valid.items()}
+def row_losses(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[float, int]]:
+    """The summed loss (nats) and the number of targets of each row, with dropout off while it is gone through."""
+    with _evaluating(model):
+        for batch in batches:
+            losses_BT, mask_BT = token_losses(model, batch)
+            losses_B, targets_B = losses_BT.astype(mx.float32).sum(axis=1), mask_BT.sum(axis=1)
+            mx.eval(losses_B, targets_B)
+            yield from zip(losses_B.tolist(), map(int, targets_B.tolist()), strict=True)  # type: ignore[arg-type]
 
 
-def loss_sum(model: nn.Module, batches: Sequence[Batch]) -> tuple[float, int]:
-    """The summed loss (nats) and the number of targets, with dropout off."""
-    was_training = model.training
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode; each gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        total, count = 0.0, 0
-        for batch in batches:
-            loss, (number, _) = causal_lm(model, batch)
-            mx.eval(loss, number)
-            total, count = total + scalar(loss), count + int(scalar(number))
+        yield
     finally:
-        model.train(was_training)
-    return total, count
+        for module, training in modes:
+            module._set_training_mode(training)
+
+
+def _total(rows: Iterable[tuple[float, int]]) -> tuple[float, int]:
+    loss, targets = 0.0, 0
+    for row_loss, row_targets in rows:
+        loss, targets = loss + row_loss, targets + row_targets
+    return loss, targets
+
+
+def _scores(
+    prefix: str, model: nn.Module, sets: Mapping[str, Sequence[Batch]], sizes: Mapping[str, int], unweighted: frozenset[str]
+) -> dict[str, float]:
+    sums = {name: _Sums(*_total(row_losses(model, batches)), sizes.get(name, 0)) for name, batches in sets.items()}
+    return _metrics(prefix, sums, unweighted)
+
+
+def _metrics(prefix: str, sums: Mapping[str, _Sums], unweighted: frozenset[str]) -> dict[str, float]:
+    """Together, which needs a source that counts, and by source. No bits per byte where the targets spell no text."""
+    counted = [each for name, each in sums.items() if name not in unweighted]
+    found: dict[str, float] = {}
+    groups = {"": counted} if counted else {}
+    for ending, group in (groups | {f"/{name}": [each] for name, each in sums.items()}).items():
+        loss, size = sum(each.loss for each in group), sum(each.bytes for each in group)
+        mean = loss / sum(each.targets for each in group)
+        found[f"{prefix}/loss{ending}"] = mean
+        found[f"{prefix}/perplexity{ending}"] = _exp(mean)
+        if size:
+            found[f"{prefix}/bits_per_byte{ending}"] = loss / math.log(2) / size
+    return found
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

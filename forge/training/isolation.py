@@ -8,11 +8,13 @@ are absolute: they start again with each document. Models for which neither hold
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from forge.training.attention import in_blocks
+from forge.training.formulation import cpu_formulation
 
 
 class _Segments:
@@ -35,11 +37,18 @@ class _Segments:
 
 def forward(model: nn.Module, tokens_BT: mx.array, segments_BT: mx.array | None) -> mx.array:
     """logits_BTV. segments_BT None: each row is one document, and the model's own causal mask does."""
-    if segments_BT is None:
-        with in_blocks(None):
+    with formulated(segments_BT):
+        if segments_BT is None:
             return model(tokens_BT)
-    with _restarted(model, segments_BT), in_blocks(segments_BT):
-        return model(tokens_BT, cache=[_Segments(segments_BT)] * len(model.layers))
+        with _restarted(model, segments_BT):
+            return model(tokens_BT, cache=[_Segments(segments_BT)] * len(model.layers))
+
+
+@contextmanager
+def formulated(segments_BT: mx.array | None) -> Iterator[None]:
+    """Within, the CPU computes attention and activations its own way. A layer computed again for its gradient needs it round that too."""
+    with cpu_formulation(), in_blocks(segments_BT):
+        yield
 
 
 @contextmanager
@@ -50,11 +59,19 @@ def _restarted(model: nn.Module, segments_BT: mx.array) -> Iterator[None]:
         yield
         return
     table, within_BT = owner["wpe"], _within(segments_BT)
-    owner["wpe"] = lambda positions: table(within_BT)  # as an item: setting an attribute would move it to the end of the parameters
+    with exchanged(owner, "wpe", lambda positions: table(within_BT)):
+        yield
+
+
+@contextmanager
+def exchanged(owner: nn.Module, name: str, stand: Any) -> Iterator[None]:
+    """Within, `stand` is in the place of the owner's module of that name."""
+    module = owner[name]
+    owner[name] = stand  # as an item: setting an attribute would move it to the end of the parameters
     try:
         yield
     finally:
-        owner["wpe"] = table
+        owner[name] = module
 
 
 def _within(segments_BT: mx.array) -> mx.array:

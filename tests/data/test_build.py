@@ -71,6 +71,7 @@ class Bench:
         corpus: data.Corpus,
         *,
         max_tokens: int = 1000,
+        full_tokens: int | None = None,
         seed: int = 0,
         batch_rows: int = 2,
         packing: Packing = PACKED,
@@ -79,7 +80,7 @@ class Bench:
     ) -> Data:
         spec = self.spec(corpus.weights, **parts)
         encoder = encoder or Encoder(Letters())
-        return data.build(corpus, spec, EvaluationSpec(max_tokens), encoder, self.cache, batch_rows, seed, packing)
+        return data.build(corpus, spec, EvaluationSpec(max_tokens, full_tokens), encoder, self.cache, batch_rows, seed, packing)
 
 
 @pytest.fixture
@@ -175,15 +176,16 @@ def test_validation_rows_name_the_documents_they_hold(bench: Bench) -> None:
 
 
 def test_validation_stops_at_whole_documents_within_the_limit(bench: Bench) -> None:
-    """10 documents of 5 targets, at most 23: four of them, 20 targets, whichever they are; the same for the test."""
+    """10 documents of 5 targets, at most 23: four of them, 20 targets, whichever they are; of the test at most 33, so six."""
     texts = [chr(97 + n) * 4 for n in range(20)]
     corpus = bench.given({"a": (["x"], texts[:10], texts[10:])}, {"a": 1})
-    built = bench.build(corpus, max_tokens=23)
+    built = bench.build(corpus, max_tokens=23, full_tokens=33)
     assert counts_of(built, "a")["targets_evaluated"] == 20 and counts_of(built, "a")["rows_valid"] == 10
     assert {len(tokens) for tokens in held_out(built.valid["a"])} == {6} and built.valid_bytes == {"a": 16}
-    again = bench.build(corpus, max_tokens=23, seed=5, batch_rows=3)
+    again = bench.build(corpus, max_tokens=23, full_tokens=33, seed=5, batch_rows=3)
     assert held_out(again.valid["a"]) == held_out(built.valid["a"])
-    assert len(held_out(built.test["a"])) == 4 and held_out(built.test["a"]) == held_out(again.test["a"])
+    assert counts_of(built, "a")["targets_evaluated_test"] == 30 and built.test_bytes == {"a": 24}
+    assert len(held_out(built.test["a"])) == 6 and held_out(built.test["a"]) == held_out(again.test["a"])
     assert {tokens[1] - 2 for tokens in held_out(built.test["a"])} <= set(range(10, 20))
 
 
@@ -225,9 +227,18 @@ def test_weights_seeds_and_batches_leave_what_is_measured_on_alone(bench: Bench)
     """Documents that fill rows together lie in other rows, and in another order, than where each has one to itself."""
     sides = {**SIDES, "a": (["xyz"], ["abcdefghijklmnopqrstuvwxyz"[:size] for size in (3, 25, 9, 1, 20, 7, 12)])}
     one = bench.build(bench.given(sides, {"a": 1, "b": 1}))
-    other = bench.build(bench.given(sides, {"a": 5, "b": 0}), seed=7, batch_rows=1, packing=BUCKETED)
+    other = bench.build(bench.given(sides, {"a": 5, "b": 1}), seed=7, batch_rows=1, packing=BUCKETED)
     assert one.ledger.valid_digest == other.ledger.valid_digest
     assert held_out(one.valid["a"]) == held_out(other.valid["a"])
+
+
+def test_a_source_of_weight_zero_is_no_part_of_what_losses_are_compared_by(bench: Bench) -> None:
+    """Measuring another source beside leaves the loss of all together what it was; taking one out of it does not."""
+    both, beside = bench.given(SIDES, {"a": 1, "b": 1}), bench.given(SIDES, {"a": 1, "b": 0})
+    alone = bench.given({"a": SIDES["a"]}, {"a": 1})
+    digests = [(built.ledger.valid_digest, built.full_digest) for built in map(bench.build, (both, beside, alone))]
+    assert digests[1] == digests[2] and not set(digests[0]) & set(digests[1])
+    assert bench.build(beside).unweighted == {"b"} and bench.build(both).unweighted == set()
 
 
 def test_another_context_is_another_measure(bench: Bench) -> None:

@@ -1,7 +1,8 @@
 """Evaluation: each held-out target once, by hand, with nothing left behind."""
 
 import math
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,10 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from forge.data.lots import Lots
 from forge.models import Loaded, adapters
 from forge.spec import Batch, Data
-from forge.training.evaluate import baseline, evaluate, loss_sum, scores_on_test, targets
+from forge.training.evaluate import baseline, evaluate, forgetting, full_scores, row_losses, scores_on_test
 
 
 class Frequencies(nn.Module):
@@ -42,22 +44,42 @@ def by_hand(toy_data: Data, batches: Callable[..., tuple[Batch, ...]]) -> Data:
     return replace(toy_data, valid=valid, valid_bytes={"a": 9, "b": 3}, unigram={"a": 1.5, "b": 2.5})
 
 
-def test_the_test_rows_are_measured_apart(by_hand: Data, batches: Callable[..., tuple[Batch, ...]]) -> None:
-    """In bits: 1 + 2 = 3 over 2 targets; validation is another matter. Without test rows there is no number."""
-    kept = replace(by_hand, test={"a": batches([0, 0, 1], batch_rows=2)})
-    assert scores_on_test(Frequencies(), kept) == {name: pytest.approx(1.5 * math.log(2)) for name in ("test/loss", "test/loss/a")}
-    assert scores_on_test(Frequencies(), by_hand) == {}
+def metrics(prefix: str, bits: Mapping[str, float], bits_per_byte: Mapping[str, float]) -> dict[str, Any]:
+    """What is expected of losses given in bits a target, by ending."""
+    found = {f"{prefix}/loss{ending}": each * math.log(2) for ending, each in bits.items()}
+    found |= {f"{prefix}/perplexity{ending}": 2**each for ending, each in bits.items()}
+    found |= {f"{prefix}/bits_per_byte{ending}": each for ending, each in bits_per_byte.items()}
+    return {name: pytest.approx(value) for name, value in found.items()}
+
+
+BY_SOURCE = {"/a": 8 / 6, "/b": 6 / 2}, {"/a": 8 / 9, "/b": 6 / 3}
 
 
 def test_losses_are_means_over_targets_by_hand(by_hand: Data) -> None:
-    """In bits: a has 3·1 + 2 + 1 + 2 = 8 over 6 targets, b 3 + 3 = 6 over 2; together 14 over 8 targets and 12 bytes."""
-    assert evaluate(Frequencies(), by_hand) == {
-        "val/loss": pytest.approx(14 / 8 * math.log(2)),
-        "val/loss/a": pytest.approx(8 / 6 * math.log(2)),
-        "val/loss/b": pytest.approx(3 * math.log(2)),
-        "val/perplexity": pytest.approx(2 ** (14 / 8)),
-        "val/bits_per_byte": pytest.approx(14 / 12),
-    }
+    """In bits: a has 3·1 + 2 + 1 + 2 = 8 over 6 targets and 9 bytes, b 3 + 3 = 6 over 2 and 3; together 14 over 8 and 12."""
+    scores = evaluate(Frequencies(), by_hand)
+    assert scores.metrics == metrics("val", {"": 14 / 8, **BY_SOURCE[0]}, {"": 14 / 12, **BY_SOURCE[1]})
+    rows = [(3, 3), (2, 1), (3, 2), (6, 2)]
+    assert scores.rows == [(pytest.approx(bits * math.log(2)), count) for bits, count in rows]
+
+
+def test_a_source_of_weight_zero_counts_under_its_own_name_only(by_hand: Data) -> None:
+    """`b` is measured as before; together there is `a` alone, in the rows too."""
+    apart = replace(by_hand, unweighted=frozenset({"b"}), valid_full=by_hand.valid, full_bytes=by_hand.valid_bytes)
+    scores = evaluate(Frequencies(), apart)
+    assert scores.metrics == metrics("val", {"": 8 / 6, **BY_SOURCE[0]}, {"": 8 / 9, **BY_SOURCE[1]})
+    assert len(scores.rows) == 3
+    assert full_scores(Frequencies(), apart) == metrics("final", {"": 8 / 6, **BY_SOURCE[0]}, {"": 8 / 9, **BY_SOURCE[1]})
+    assert baseline(apart) == {"val/unigram_loss": 1.5, "val/unigram_loss/a": 1.5, "val/unigram_loss/b": 2.5}
+
+
+def test_the_full_set_and_the_test_are_measured_apart(by_hand: Data, batches: Callable[..., tuple[Batch, ...]]) -> None:
+    """In bits: 1 + 2 = 3 over 2 targets and 4 bytes, 3 over 1; validation is another matter. Without bytes there are none a byte."""
+    more = {"a": batches([0, 0, 1], batch_rows=2)}
+    kept = replace(by_hand, test=more, test_bytes={"a": 4}, valid_full={"b": batches([0, 3], batch_rows=2)})
+    assert scores_on_test(Frequencies(), kept) == metrics("test", {"": 1.5, "/a": 1.5}, {"": 0.75, "/a": 0.75})
+    assert full_scores(Frequencies(), kept) == metrics("final", {"": 3, "/b": 3}, {})
+    assert scores_on_test(Frequencies(), by_hand) == {}
 
 
 def test_the_baseline_weighs_sources_by_their_targets(by_hand: Data) -> None:
@@ -66,62 +88,108 @@ def test_the_baseline_weighs_sources_by_their_targets(by_hand: Data) -> None:
         "val/unigram_loss/a": 1.5,
         "val/unigram_loss/b": 2.5,
     }
-    assert targets(by_hand.valid) == {"a": 6, "b": 2}
+
+
+def test_forgetting_is_what_each_source_has_risen_by() -> None:
+    """Of what either side did not measure there is none."""
+    base = {"val/loss": 3.0, "val/loss/a": 2.0, "val/loss/b": 1.5, "val/perplexity/a": 7.0, "val/loss/gone": 1.0}
+    now = {"val/loss": 2.0, "val/loss/a": 1.25, "val/loss/b": 1.75, "val/perplexity/a": 4.0, "val/loss/new": 1.0}
+    assert forgetting(now, base) == {"val/forgetting/a": -0.75, "val/forgetting/b": 0.25}
+    assert forgetting({"final/loss/a": 2.0}, {"final/loss/a": 1.0}) == {"final/forgetting/a": 1.0}
+    assert math.isnan(forgetting({"val/loss/a": math.nan}, base)["val/forgetting/a"])
 
 
 def test_each_target_is_counted(make_tiny_model: Callable[..., Loaded], toy_data: Data) -> None:
-    for name, rows in toy_data.valid.items():
-        _, count = loss_sum(make_tiny_model().model, rows)
-        assert count == toy_data.ledger.counts[f"data/{name}/targets_evaluated"] > 100
+    model = make_tiny_model().model
+    for ending, sides in (("", toy_data.valid), ("_full", toy_data.valid_full)):
+        for name, side in sides.items():
+            targets = sum(count for _, count in row_losses(model, side))
+            assert targets == toy_data.ledger.counts[f"data/{name}/targets_evaluated{ending}"] > 100
+    scores = evaluate(model, toy_data)
+    total = sum(loss for loss, _ in scores.rows) / sum(count for _, count in scores.rows)
+    assert scores.metrics["val/loss"] == pytest.approx(total, rel=1e-12)
 
 
-def test_batches_of_another_size_give_the_same_loss(
-    make_tiny_model: Callable[..., Loaded], batches: Callable[..., tuple[Batch, ...]]
+@pytest.mark.parametrize("packed", [True, False])
+def test_batches_of_another_size_give_the_same_losses_row_by_row(
+    make_tiny_model: Callable[..., Loaded], pack_rows: Callable[..., Any], toy_data: Data, packed: bool
 ) -> None:
     model = make_tiny_model().model
-    documents = [[1, *range(n, n + n % 5 + 1)] for n in range(2, 15)]
-    losses = [loss_sum(model, batches(*documents, batch_rows=size)) for size in (1, 4, 13)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] == pytest.approx(losses[2], rel=1e-5)
+    documents = [[1, *range(n, n + n % 9 + 1)] for n in range(2, 40)]
+    rows = pack_rows(documents, [str(n) for n in range(len(documents))], 12, packed=packed)
+    one, *others = (evaluate(model, replace(toy_data, valid={"a": Lots(rows, size, packed)})) for size in (1, 4, 13, 100))
+    for other in others:
+        assert other.metrics == pytest.approx(one.metrics, rel=1e-6)
+        assert [count for _, count in other.rows] == [count for _, count in one.rows]
+        assert [loss for loss, _ in other.rows] == pytest.approx([loss for loss, _ in one.rows], rel=1e-5)
+
+
+def test_one_batch_is_alive_at_a_time(make_tiny_model: Callable[..., Loaded], toy_data: Data) -> None:
+    """But for the one before, while the next is made."""
+    made: list[weakref.ref[Batch]] = []
+    most = 0
+
+    class Watched(Sequence[Batch]):
+        def __init__(self, batches: Sequence[Batch]):
+            self._batches = batches
+
+        def __len__(self) -> int:
+            return len(self._batches)
+
+        def __getitem__(self, number: Any) -> Any:
+            nonlocal most
+            batch = self._batches[number]
+            made.append(weakref.ref(batch))
+            most = max(most, sum(reference() is not None for reference in made))
+            return batch
+
+    watched = {name: Watched(batches) for name, batches in toy_data.valid.items()}
+    full_scores(make_tiny_model().model, replace(toy_data, valid_full=watched))
+    evaluate(make_tiny_model().model, replace(toy_data, valid=watched))
+    assert len(made) > 20 and most <= 2
 
 
 def test_evaluating_draws_nothing_and_moves_nothing(make_tiny_model: Callable[..., Loaded], toy_data: Data) -> None:
-    """Random streams of MLX and numpy, the training cursor and the mode stay; dropout is off."""
+    """What MLX and numpy draw next, the training cursor and the mode stay; dropout is off; twice gives the same to the last bit."""
     model = make_tiny_model().model
     adapters.lora(model, rank=2, alpha=4.0, dropout=0.5, targets="linear", layers=None)
     for layer in model.layers:
         layer.mlp.up_proj.lora_b = mx.ones_like(layer.mlp.up_proj.lora_b)
     model.train()
     toy_data.train.next()
-    mx.random.seed(1)
 
-    def state() -> list[object]:
-        numpy = np.random.get_state()
-        return [np.array(mx.random.state[0]).tolist(), numpy[1].tolist(), numpy[2], toy_data.train.cursor, model.training]
+    def drawn(evaluated: bool) -> list[object]:
+        mx.random.seed(1)
+        np.random.seed(1)
+        scores = [evaluate(model, toy_data), full_scores(model, toy_data)] if evaluated else []
+        return [mx.random.uniform(shape=(4,)).tolist(), np.random.random(), toy_data.train.cursor, model.training, *scores]
 
-    before = state()
-    first = evaluate(model, toy_data)
-    assert state() == before
-    mx.random.seed(2)
-    assert evaluate(model, toy_data) == first
+    before, first, again = drawn(False), drawn(True), drawn(True)
+    assert first[:4] == before and again == first
     model.eval()
-    assert evaluate(model, toy_data) == first
+    assert evaluate(model, toy_data) == first[4]
     assert model.training is False
 
 
-def test_the_mode_comes_back_after_an_error(make_tiny_model: Callable[..., Loaded]) -> None:
+def test_each_module_gets_its_own_mode_back_also_after_an_error(make_tiny_model: Callable[..., Loaded]) -> None:
     model = make_tiny_model().model
     model.train()
+    model.layers[0].eval()
     with pytest.raises(AttributeError):
-        loss_sum(model, [None])  # type: ignore[list-item]
-    assert model.training is True
+        list(row_losses(model, [None]))  # type: ignore[list-item]
+    assert [model.training, model.layers[0].mlp.training, model.layers[1].mlp.training] == [True, False, True]
 
 
-def test_a_hopeless_model_has_an_infinite_perplexity_not_an_error(by_hand: Data) -> None:
+@pytest.mark.parametrize(("logit", "loss", "perplexity"), [(5000.0, 5000.0, math.inf), (math.nan, math.nan, math.nan)])
+def test_what_is_not_finite_is_reported_as_it_is(by_hand: Data, logit: float, loss: float, perplexity: float) -> None:
+    """Of `b` the second target is the 3 that is certain: half the loss."""
+
     class Wrong(nn.Module):
         layers: tuple[()] = ()
 
         def __call__(self, tokens_BT: mx.array, cache: object = None) -> mx.array:
-            return mx.broadcast_to(mx.array([0.0, 0.0, 0.0, 5000.0]), (*tokens_BT.shape, 4))
+            return mx.broadcast_to(mx.array([0.0, 0.0, 0.0, logit]), (*tokens_BT.shape, 4))
 
-    found = evaluate(Wrong(), by_hand)
-    assert found["val/perplexity"] == math.inf and math.isfinite(found["val/loss"])
+    found = evaluate(Wrong(), by_hand).metrics
+    assert found["val/loss/a"] == pytest.approx(loss, nan_ok=True) and found["val/loss/b"] == pytest.approx(loss / 2, nan_ok=True)
+    assert found["val/perplexity"] == pytest.approx(perplexity, nan_ok=True)

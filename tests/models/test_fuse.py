@@ -68,6 +68,32 @@ def test_a_model_without_adapters_is_left_as_it_is(make_tiny_model: Callable[...
 
 
 @BOTH
+def test_tables_and_norms_are_fused_too(make_tiny_model: Callable[..., Loaded], adapter: Callable[..., None]) -> None:
+    loaded = make_tiny_model()
+    adapter(loaded.model, **{**KNOBS, "targets": ["attention", "embeddings"], "norms": True})
+    train_a_little(loaded.model, 0.1)
+    before = logits(loaded.model)
+    fused = fuse.fuse(loaded)
+    np.testing.assert_allclose(logits(fused.model), before, atol=1e-5)
+    assert set(flat(fused.model.parameters())) == set(flat(make_tiny_model().model.parameters()))
+
+
+@BOTH
+def test_16_bit_weights_are_rounded_once(make_tiny_model: Callable[..., Loaded], adapter: Callable[..., None]) -> None:
+    """The sum is taken in fp32: adding rounded numbers would round a second time, and lose more of a small change."""
+    exact = adapted(make_tiny_model, adapter, 0.03)
+    half = make_tiny_model()
+    half.model.set_dtype(mx.bfloat16)
+    adapter(half.model, **KNOBS)
+    half.model.update(exact.model.trainable_parameters())
+    exact.model.load_weights([(name, v.astype(mx.float32)) for name, v in flat(half.model.parameters()).items()])
+    expected, found = (flat(fuse.fuse(loaded).model.parameters()) for loaded in (exact, half))
+    for name, value in found.items():
+        assert value.dtype == mx.bfloat16
+        np.testing.assert_array_equal(np.array(value.astype(mx.float32)), np.array(expected[name].astype(mx.bfloat16).astype(mx.float32)))
+
+
+@BOTH
 def test_a_fused_model_is_saved_and_read_back(make_tiny_model: Callable[..., Loaded], adapter: Callable[..., None], tmp_path: Path) -> None:
     fused = fuse.fuse(adapted(make_tiny_model, adapter, 0.1))
     fuse.save(fused, tmp_path / "fused")

@@ -86,6 +86,23 @@ def test_a_folder_without_a_model(folder: Path, missing: str) -> None:
         local(folder)
 
 
+def test_a_base_that_is_packed_while_loading_is_another_base(folder: Path) -> None:
+    """The sizes of the tiny model are 16 and 32: only what is 32 wide can be packed in groups of 32."""
+    plain = local(folder)
+    packed = loaders.local(no_texts, 0, no_fetch, path=str(folder), quantize={"bits": 4, "group_size": 32})
+    assert packed.config["quantization"] == {"bits": 4, "group_size": 32, "mode": "affine"}
+    assert str(packed.lineage) == f"{plain.lineage} quantised to 4 bits in groups of 32"
+    down = packed.model.layers[0].mlp.down_proj
+    expected = mx.quantize(plain.model.layers[0].mlp.down_proj.weight, group_size=32, bits=4)
+    assert all(np.array_equal(np.array(a), np.array(b)) for a, b in zip((down.weight, down.scales, down.biases), expected, strict=True))
+    assert packed.model.layers[0].mlp.up_proj.weight.dtype == mx.float32
+
+
+def test_a_base_that_can_not_be_packed(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"^model\.quantize\.group_size=64: no layer's width is a multiple of it; take a smaller one"):
+        loaders.local(no_texts, 0, no_fetch, path=str(folder), quantize={"bits": 4, "group_size": 64})
+
+
 BROKEN: dict[str, Callable[[Path], Any]] = {
     "unknown architecture": lambda folder: edit(folder / "config.json", model_type="martian"),
     "no architecture": lambda folder: edit(folder / "config.json", model_type=None),
@@ -120,9 +137,13 @@ def test_the_hub_gives_a_folder_named_by_its_commit(folder: Path, monkeypatch: p
         return str(folder.rename(folder.parent / "0123abc"))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", toy)
-    loaded = hub(id="owner/name", revision="main")
+    loaded = hub(id="owner/name", revision="main", quantize={"bits": 8, "group_size": 32})
     assert asked == [("owner/name", "main")]
-    assert (loaded.lineage.kind, loaded.lineage.uri, loaded.lineage.revision) == ("hub", "owner/name", "0123abc")
+    assert (loaded.lineage.kind, loaded.lineage.uri, loaded.lineage.revision) == (
+        "hub",
+        "owner/name",
+        "0123abc quantised to 8 bits in groups of 32",
+    )
 
 
 def test_offline_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,5 +179,6 @@ def test_a_registered_model_is_fetched_once_by_its_uri(folder: Path) -> None:
         return folder, "3"
 
     loaded = loaders.registry(no_texts, 0, fetch, uri="models:/toy@champion")
-    assert asked == ["models:/toy@champion"]
+    loaders.registry(no_texts, 0, fetch, uri="models:/toy@champion", quantize={"bits": 8, "group_size": 32})
+    assert asked == ["models:/toy@champion"] * 2
     assert (loaded.lineage.kind, loaded.lineage.uri, loaded.lineage.revision) == ("registry", "models:/toy@champion", "3")

@@ -12,7 +12,7 @@ import pytest
 from forge.arrays import flat
 from forge.data.pack import join
 from forge.spec import Batch
-from forge.training.objectives import causal_lm, shift
+from forge.training.objectives import causal_lm, shift, token_losses
 
 VOCAB = 29
 # By target token: the log of 1/2, 1/4, 1/8, 1/8, whatever stands before it.
@@ -119,3 +119,116 @@ def test_the_shift_by_hand(packed: Callable[..., Batch]) -> None:
 
 def test_rows_of_one_document_leave_the_mask_to_the_model(packed: Callable[..., Batch]) -> None:
     assert shift(packed([5, 6, 7], row=7))[3] is None
+
+
+NAMES = ["llama", "qwen3", "gemma3_text", "phi3", "mistral", "ministral3", "gpt2", "mamba", "mixtral"]
+
+
+def by_mlx(model: Any, batch: Batch, smoothing: float) -> mx.array:
+    """All logits, and MLX's own loss."""
+    inputs, targets, mask, _ = shift(batch)
+    return (nn.losses.cross_entropy(model(inputs), targets, label_smoothing=smoothing) * mask).sum()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_loss_and_gradients_of_each_architecture_are_those_of_all_logits(
+    make_shape: Callable[..., Any], packed: Callable[..., Batch], name: str, chunk: int, smoothing: float
+) -> None:
+    model, batch = make_shape(name), packed([3, 0, 7, 1, 20, 5], [11, 28, 4, 4, 4], row=6)
+    loss, gradients = nn.value_and_grad(model, lambda: causal_lm(model, batch, chunk=chunk, label_smoothing=smoothing)[0])()
+    expected_loss, expected = nn.value_and_grad(model, lambda: by_mlx(model, batch, smoothing))()
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    for key, value in flat(expected).items():
+        np.testing.assert_allclose(np.array(flat(gradients)[key]), np.array(value), atol=1e-5 * max(1.0, mx.abs(value).max().item()))
+
+
+def test_further_terms_are_in_the_loss_and_plain_cross_entropy_is_beside_it(packed: Callable[..., Batch]) -> None:
+    """The probabilities above, 3 added to each logit: log-sum-exp 3; targets 0 and 1, ln 2 + 2 ln 2 = 3 ln 2.
+
+    The mean of -log p is (1 + 2 + 3 + 3) / 4 ln 2 = 9/4 ln 2. Smoothing 0.1: 0.9 · 3 ln 2 + 0.1 · 2 · 9/4 ln 2. z: 0.01 · 2 · 3².
+    """
+    loss, (count, sums) = causal_lm(Frequencies(), packed([3, 0, 1]), label_smoothing=0.1, z_loss=0.01)
+    assert count.item() == 2
+    assert sums["cross_entropy"].item() == pytest.approx(3 * math.log(2), rel=1e-5)
+    assert sums["z_loss"].item() == pytest.approx(0.18, rel=1e-5)
+    assert loss.item() == pytest.approx(3.15 * math.log(2) + 0.18, rel=1e-5)
+    assert list(causal_lm(Frequencies(), packed([3, 0, 1]), label_smoothing=0.1)[1][1]) == ["cross_entropy"]
+
+
+class Counts(nn.Module):
+    """Notes how many positions its head is given; one matrix, tied."""
+
+    layers: tuple[()] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, seen = nn.Embedding(8, 4), []
+        self._seen: list[int] = seen
+
+        class Head(nn.Linear):
+            def __call__(self, x: mx.array) -> mx.array:
+                seen.append(x.size // x.shape[-1])
+                return super().__call__(x)
+
+        self.lm_head = Head(4, 8)
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        return self.lm_head(self.embed(tokens))
+
+
+@pytest.mark.parametrize("of", [causal_lm, token_losses])
+def test_a_position_that_is_no_target_has_no_logits(of: Callable[..., Any], packed: Callable[..., Batch]) -> None:
+    """Of eleven positions three are targets, which come in chunks of two and one."""
+    model, batch = Counts(), packed([1, 2, 3, 4])
+    of(model, batch)  # finds the head
+    model._seen.clear()
+    of(model, batch, chunk=2)
+    assert model._seen == [2, 1]
+
+
+def test_evaluation_gives_the_loss_of_training(make_shape: Callable[..., Any], packed: Callable[..., Batch]) -> None:
+    model, batch = make_shape("qwen3"), packed([3, 0, 7, 1], [2, 1, 9], [4, 4], row=7)
+    losses_BT, mask_BT = token_losses(model, batch)
+    loss, (count, _) = causal_lm(model, batch)
+    assert losses_BT.sum().item() == pytest.approx(loss.item(), rel=1e-5)
+    assert mask_BT.sum().item() == count.item() == 6
+
+
+class Echo(nn.Module):
+    """The embeddings are the logits, and zero: what is left is noise."""
+
+    layers: tuple[()] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, 16)
+        self.embed.weight = mx.zeros((8, 16))
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        return self.embed(tokens) * 1
+
+
+def test_noise_is_uniform_and_scaled_by_each_rows_tokens(packed: Callable[..., Batch]) -> None:
+    """alpha / sqrt(T D): 6 / sqrt(9 · 16) = 1/2 for the row of 9 input tokens, 6 / sqrt(4 · 16) = 3/4 for the row of 4."""
+    from forge.training.ends import hidden_states
+    from forge.training.objectives import _neftune
+
+    mx.random.seed(0)
+    batch = packed([*range(1, 8), 1, 2, 3], [1, 2, 3, 4], row=10)
+    inputs, *_ = shift(batch)
+    out = np.array(hidden_states(Echo(), inputs, None, _neftune(batch, 6.0))[0])
+    for noise, most in [(out[0], 0.5), (out[1], 0.75)]:
+        assert most * 0.9 < np.abs(noise).max() <= most
+        assert np.abs(noise).mean() == pytest.approx(most / 2, rel=0.2)
+
+
+def test_noise_comes_in_training_only(make_shape: Callable[..., Any], packed: Callable[..., Batch]) -> None:
+    model, batch = make_shape("qwen3"), packed([3, 0, 7, 1])
+    plain = causal_lm(model, batch)[0].item()
+    model.train()
+    assert abs(causal_lm(model, batch, neftune_alpha=5.0)[0].item() - plain) > 1e-4
+    assert token_losses(model, batch)[0].sum().item() == pytest.approx(plain, rel=1e-5)
+    model.eval()
+    assert causal_lm(model, batch, neftune_alpha=5.0)[0].item() == plain

@@ -1,16 +1,22 @@
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from forge.errors import DataError, Stopped, TrackingError
+from forge.signals import Interrupts
 from forge.spec import Ledger
-from forge.tracking import resume, store
+from forge.tracking import resume, store, writer
 from forge.tracking.run import run
 
 
@@ -80,6 +86,45 @@ def test_going_on_logs_no_step_twice_and_changes_no_parameter(make_spec: Any) ->
     assert record(first.id).info.status == "FINISHED"
 
 
+def test_going_on_forgets_why_the_earlier_life_ended(make_spec: Any) -> None:
+    with pytest.raises(KeyboardInterrupt), run(make_spec(), "i") as first:
+        first.tags({"forge.stop_reason": "stopped by SIGINT"})
+        raise KeyboardInterrupt
+    with pytest.raises(DataError), run(make_spec(), "i", resume_id=first.id):
+        raise DataError("gone")
+    assert record(first.id).info.status == "FAILED"
+    assert record(first.id).data.tags["forge.cause"] == "gone" and record(first.id).data.tags["forge.stop_reason"] == ""
+
+
+@pytest.mark.parametrize("error", [None, DataError("no such folder")])
+def test_a_signal_while_the_rest_is_sent_leaves_no_run_that_seems_to_go_on(make_spec: Any, error: Exception | None) -> None:
+    stuck = threading.Event()
+
+    def hang() -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        stuck.wait(20)
+
+    with pytest.raises(Stopped), Interrupts(), run(make_spec(), "i") as opened:
+        opened._writer.call(hang)
+        if error:
+            raise error
+    stuck.set()
+    assert record(opened.id).info.status == "KILLED"
+    assert record(opened.id).data.tags["forge.cause"] == "stopped by signal 15"
+
+
+def test_a_store_that_is_away_at_the_end_does_not_hide_what_ended_the_run(
+    make_spec: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: Any) -> None:
+        raise MlflowException("the server is down")
+
+    with pytest.raises(DataError, match="no such folder"), run(make_spec(), "i"):
+        monkeypatch.setattr(MlflowClient, "set_terminated", away)
+        raise DataError("no such folder")
+    assert "MLflow could not be told that the run is FAILED (the server is down)" in capsys.readouterr().out
+
+
 def test_only_an_unfinished_run_of_the_same_identity_is_gone_on_with(make_spec: Any) -> None:
     assert resume.unfinished(make_spec(), "i") is None
     with run(make_spec(), "i") as finished:
@@ -124,8 +169,6 @@ def test_secrets_of_the_environment_reach_no_param_tag_or_artifact(make_spec: An
 
 
 def test_the_image_is_what_the_figure_showed_when_it_was_given(make_spec: Any) -> None:
-    from PIL import Image
-
     with run(make_spec(), "i") as opened:
         figure = Figure(figsize=(0.1, 0.1), dpi=100, facecolor="red")
         opened.image(figure, "picture", 2)
@@ -134,3 +177,32 @@ def test_the_image_is_what_the_figure_showed_when_it_was_given(make_spec: Any) -
     (path,) = [a.path for a in client.list_artifacts(opened.id, "images") if a.path.endswith(".png")]
     pixels = np.asarray(Image.open(client.download_artifacts(opened.id, path)).convert("RGB"))
     assert tuple(pixels[5, 5]) == (255, 0, 0)
+
+
+def test_a_picture_can_be_drawn_in_the_background(make_spec: Any) -> None:
+    drawn_by = []
+
+    def draw() -> Figure:
+        drawn_by.append(threading.current_thread())
+        return Figure(figsize=(0.1, 0.1), dpi=100, facecolor="blue")
+
+    with run(make_spec(), "i") as opened:
+        opened.image(draw, "picture", 2)
+    assert drawn_by and threading.main_thread() not in drawn_by
+    client = store.connect(None)
+    (path,) = [a.path for a in client.list_artifacts(opened.id, "images") if a.path.endswith(".png")]
+    pixels = np.asarray(Image.open(client.download_artifacts(opened.id, path)).convert("RGB"))
+    assert tuple(pixels[5, 5]) == (0, 0, 255)
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_with_its_reason(
+    make_spec: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw() -> Figure:
+        raise ZeroDivisionError("an empty axis")
+
+    monkeypatch.setattr(writer, "_PAUSES_S", ())
+    with run(make_spec(), "i") as opened:
+        opened.image(draw, "picture", 2)
+    assert "1 metrics or images could not be sent to MLflow (ZeroDivisionError: an empty axis)" in capsys.readouterr().out
+    assert record(opened.id).info.status == "FINISHED" and record(opened.id).data.tags["forge.lost_metrics"] == "1"

@@ -1,4 +1,6 @@
+import statistics
 import threading
+import time
 from functools import partial
 from typing import Any
 
@@ -69,7 +71,7 @@ def test_what_fails_for_good_is_counted_and_the_rest_goes_on() -> None:
     w.call(lambda: None)  # keeps the two calls apart
     w.metrics({"a": 3.0}, 2)
     w.close()
-    assert w.lost == 2
+    assert (w.lost, w.why) == (2, "ConnectionError: down")
     assert sent(client) == [("a", 3.0, 2)]
 
 
@@ -98,3 +100,21 @@ def test_an_image_goes_after_the_metrics_before_it() -> None:
     w.metrics({"a": 2.0}, 2)
     w.close()
     assert order == ["image after 1 call"] and len(client.sent) == 2
+
+
+def test_fifty_metrics_a_step_cost_the_caller_less_than_a_millisecond() -> None:
+    class Slow(Client):
+        def log_batch(self, run_id: str, metrics: list[Any], synchronous: bool) -> None:
+            time.sleep(0.05)
+            super().log_batch(run_id, metrics, synchronous)
+
+    client, took = Slow(), []
+    w = Writer(client, "run")  # type: ignore[arg-type]
+    metrics = {f"group/{number}": float(number) for number in range(50)}
+    for step in range(200):
+        started = time.perf_counter()
+        w.metrics(metrics, step)
+        took.append(time.perf_counter() - started)
+    w.close()
+    assert statistics.median(took) < 1e-3
+    assert len(sent(client)) == 200 * 50

@@ -110,11 +110,15 @@ class Log:
 
 @pytest.fixture
 def train(make_model: Any, make_data: Any, make_plan: Any, tmp_path: Path) -> Callable[..., Any]:
-    """train(folder="run", model=…, rows=…, objective=…, callbacks=…, **plan) -> (Result, Log, model)."""
+    """train(folder="run", model=…, rows=…, objective=…, callbacks=…, update={…}, **plan) -> (Result, Log, model)."""
     from forge.training.checkpoint import Store
     from forge.training.engine import fit
     from forge.training.objectives import causal_lm
     from forge.training.optim import adamw
+    from forge.training.update import Update
+
+    def factory() -> Any:
+        return adamw(lr=1e-2, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
 
     def run(
         folder: str = "run",
@@ -125,13 +129,14 @@ def train(make_model: Any, make_data: Any, make_plan: Any, tmp_path: Path) -> Ca
         stop: Any = lambda: None,
         keep: int = 0,
         resume: Path | None = None,
+        update: dict[str, Any] | None = None,
         **plan: Any,
     ) -> Any:
         model = model if model is not None else make_model()
         log = Log()
-        optimizer = adamw(lr=1e-2, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+        rule = Update(model, factory, **(update or {}))
         store = Store(tmp_path / folder, "run", {"configuration": "c", "data": "d", "base model": "b"}, keep)
-        result = fit(model, make_data(rows), objective, optimizer, make_plan(**plan), callbacks or {}, store, log, resume=resume, stop=stop)
+        result = fit(model, make_data(rows), objective, rule, make_plan(**plan), callbacks or {}, store, log, resume=resume, stop=stop)
         return result, log, model
 
     return run

@@ -63,6 +63,44 @@ def test_models_give_the_same_logits_and_gradients(make_model: Callable[..., Any
         np.testing.assert_allclose(gradients[key], value, atol=1e-5, err_msg=key)
 
 
+@pytest.mark.parametrize("tile", [1, 10**9])
+@pytest.mark.parametrize("kind", ["causal", "packed", "window of two dimensions", "added"])
+def test_outputs_and_gradients_with_shared_keys_are_mlx_s(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six heads of queries to two of keys, three rows, in tiles of one row and of all."""
+    mx.random.seed(0)
+    monkeypatch.setattr(attention, "_TILE", tile)
+    q, (k, v), weights = made(3, 6, LENGTH, 4), (made(3, 2, LENGTH, 4) for _ in range(2)), made(3, 6, LENGTH, 4)
+    segments = np.concatenate([SEGMENTS, SEGMENTS[:1]])
+    visible = (segments[:, :, None] == segments[:, None, :]) & CAUSAL
+    masks = {
+        "causal": "causal",
+        "packed": mx.array(visible)[:, None],
+        "window of two dimensions": mx.array(WINDOW),
+        "added": mx.array(np.where(CAUSAL, 0.1, -np.inf).astype(np.float32)),
+    }
+
+    def run(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask=masks[kind])
+        return (out * weights).sum()
+
+    expected, of_expected = mx.value_and_grad(run, argnums=(0, 1, 2))(q, k, v)
+    with in_blocks(mx.array(segments) if kind == "packed" else None):
+        found, of_found = mx.value_and_grad(run, argnums=(0, 1, 2))(q, k, v)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for a, b in zip(of_found, of_expected, strict=True):
+        np.testing.assert_allclose(np.array(a), np.array(b), atol=1e-5 * max(1.0, mx.abs(b).max().item()))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_other_types_go_mlx_s_way(dtype: mx.Dtype) -> None:
+    q, k, v = (made(1, 1, LENGTH, 4).astype(dtype) for _ in range(3))
+    expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask="causal")
+    with in_blocks(None):
+        found = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask="causal")
+    assert found.dtype == dtype
+    assert mx.array_equal(found, expected).item()
+
+
 def test_hidden_keys_are_not_computed_with() -> None:
     """A key that nobody may see is NaN: whole attention would spread it through 0 · NaN."""
     q, k, v = (made(1, 1, LENGTH, 4) for _ in range(3))

@@ -1,13 +1,20 @@
 """Resuming: as if the run had never stopped."""
 
+import json
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from forge.errors import TrainingError
 from forge.models.adapters import lora
 from forge.training import checkpoint
 from forge.training.callbacks import EarlyStopping
@@ -73,25 +80,6 @@ def test_a_finished_run_trains_nothing_more(train: Any) -> None:
     assert (again.step, again.best_step, again.best_loss) == (first.step, first.best_step, first.best_loss)
 
 
-def test_another_configuration_or_other_data_is_refused(train: Any, make_model: Any, tmp_path: Any) -> None:
-    train(total_steps=4)
-    stamp = {"configuration": "c", "data": "d", "base model": "b"}
-    for what in stamp:
-        store = checkpoint.Store(tmp_path / "run", "run", stamp | {what: "other"})
-        with pytest.raises(TrainingError, match=f"the {what} is not the one it was saved under"):
-            store.resume(make_model(), object())
-
-
-def test_a_changed_file_is_found_out(train: Any, make_model: Any, tmp_path: Any) -> None:
-    train(total_steps=4)
-    weights = tmp_path / "run" / "step-00000004" / "weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(bytes(content))
-    with pytest.raises(TrainingError, match=r"weights\.safetensors changed since it was saved"):
-        train(total_steps=8)
-
-
 def test_half_a_checkpoint_is_not_taken_for_one(train: Any, tmp_path: Any) -> None:
     """What a kill during a save leaves: a folder under its other name. And one without its last file."""
     train(total_steps=4)
@@ -101,32 +89,6 @@ def test_half_a_checkpoint_is_not_taken_for_one(train: Any, tmp_path: Any) -> No
     assert checkpoint.steps(tmp_path / "run") == [4]
     result, log, _ = train(total_steps=8)
     assert result.step == 8 and [step for step, _ in log.points] == list(range(9))
-
-
-def test_a_full_disk_leaves_the_checkpoints_before_it_usable(train: Any, tmp_path: Any, monkeypatch: Any) -> None:
-    real = checkpoint._write
-
-    def full(folder: Any, model: Any, optimizer: Any, state: Any, stamp: Any) -> None:
-        real(folder, model, optimizer, state, stamp)
-        if state.step == 8:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "_write", full)
-    with pytest.raises(TrainingError, match=r"step 8: can't save .*No space left on device"):
-        train(total_steps=12)
-    monkeypatch.setattr(checkpoint, "_write", real)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-00000004"]
-    assert train(total_steps=12)[0].step == 12
-
-
-def test_a_disk_that_mlx_finds_full_is_one_line_too(train: Any, tmp_path: Any, monkeypatch: Any) -> None:
-    def full(*_: Any) -> None:
-        raise RuntimeError("[write] Unable to write 8 bytes")
-
-    monkeypatch.setattr(checkpoint, "_write", full)
-    with pytest.raises(TrainingError, match=r"step 0: can't save .*Unable to write 8 bytes"):
-        train(total_steps=4)
-    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_run_that_a_callback_ended_stays_ended(train: Any) -> None:
@@ -150,9 +112,63 @@ def test_going_on_from_an_earlier_checkpoint_abandons_the_later_ones(train: Any,
     assert (tmp_path / "run" / "abandoned-step-00000015").is_dir()
 
 
-def test_the_last_the_best_and_keep_more_are_kept(train: Any, tmp_path: Any) -> None:
-    falls_apart = {"total_steps": 24, "eval_every": 3, "save_every": 3, "lr": lambda step: 0.01 if step < 12 else 0.5}
-    result, _, _ = train("two", **falls_apart)
-    assert checkpoint.steps(tmp_path / "two") == [result.best_step, 24]
-    train("four", keep=2, **falls_apart)
-    assert checkpoint.steps(tmp_path / "four") == [result.best_step, 18, 21, 24]
+class Lives:
+    """One run's lives as processes, one after another."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def begin(self, **environment: str) -> subprocess.Popen[str]:
+        test = Path(__file__).with_name("one_life.py")
+        command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", f"--basetemp={self.folder}-tmp", str(test)]
+        variables = os.environ | {"RUN": str(self.folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | environment
+        return subprocess.Popen(command, cwd=Path(__file__).parents[2], env=variables, stdout=subprocess.PIPE, text=True)
+
+    def end(self) -> None:
+        life = self.begin()
+        output, _ = life.communicate()
+        assert life.returncode == 0, output
+
+    def kill_after(self, steps: int, seconds: float) -> None:
+        with self.begin() as life:
+            assert life.stdout is not None
+            seen = 0
+            for line in life.stdout:
+                seen += line.strip().isdecimal()
+                if seen == steps:
+                    break
+            time.sleep(seconds)
+            life.kill()
+        assert life.returncode == -signal.SIGKILL
+
+    def die_at(self, call: int) -> None:
+        life = self.begin(DIE_AT=str(call))
+        output, _ = life.communicate()
+        assert life.returncode == -signal.SIGKILL, output
+
+    def history(self) -> Any:
+        return timeless([json.loads(line) for line in (self.folder / "history.jsonl").read_text().splitlines()])
+
+    def last_digests(self) -> dict[str, str]:
+        last = checkpoint.last_in(self.folder)
+        assert last is not None
+        return {name: digest for name, digest in json.loads((last / "sha256.json").read_text()).items() if name.endswith(".safetensors")}
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_leave_the_run_as_if_there_had_been_none(tmp_path: Path) -> None:
+    """Half of them come at a call of a save or of what it removes, each before it has taken effect; the others at any time."""
+    whole, killed = Lives(tmp_path / "whole"), Lives(tmp_path / "killed")
+    whole.end()
+    chance = random.Random(0)
+    for _ in range(10):
+        killed.kill_after(chance.randint(1, 6), chance.uniform(0, 0.03))
+        killed.die_at(chance.randint(0, 60))
+    before = checkpoint.steps(killed.folder)[-1]
+    assert 20 < before < 200
+    killed.end()
+    assert [step for step, _ in killed.history()] == list(range(201))
+    assert killed.history() == whole.history()
+    assert killed.last_digests() == whole.last_digests()
+    assert checkpoint.steps(killed.folder) == checkpoint.steps(whole.folder)
+    assert sorted(path.name for path in killed.folder.iterdir()) == sorted(path.name for path in whole.folder.iterdir())

@@ -1,0 +1,59 @@
+"""The most rows that a micro-batch may have, found by taking real steps of more and more of them."""
+
+import mlx.core as mx
+import numpy as np
+
+from forge.arrays import flat
+from forge.assemble import Parts, setup_of
+from forge.config import Config
+from forge.spec import Batch, Batches
+from forge.training.engine import normalise
+from forge.training.gradients import Gradients
+from forge.training.memory import largest_micro_batch, limited
+from forge.training.update import Update
+
+
+def largest(config: Config, parts: Parts, update: Update) -> str:
+    """The most rows that a micro-batch may have within trainer.memory_limit, else 80 % of what there is: in words, as overrides.
+
+    Raises TrainingError where not one row fits.
+    """
+    model, trainer = parts.loaded.model, config.trainer
+    gradients = Gradients(model, config.objective)
+    with limited(trainer.memory_limit or "80%", setup_of(config, parts.loaded)) as bound:
+        assert bound.limit is not None
+
+        def step(rows: int) -> int:
+            batch = _joined(parts.data.train, rows)
+            mx.clear_cache()
+            mx.reset_peak_memory()
+            loss_sum, count, _, found = gradients(batch)
+            update.apply(model, normalise(found, count, trainer.clip_norm)[0], 0.0)
+            mx.eval(loss_sum, update.pending())
+            return mx.get_peak_memory()
+
+        rows_a_step = trainer.micro_batch * trainer.accumulate
+        gradients_bytes = sum(value.nbytes for value in flat(model.trainable_parameters()).values())
+        fixed = mx.get_active_memory() + gradients_bytes * (1 if trainer.accumulate == 1 else 2)
+        most = largest_micro_batch(step, bound.limit, fixed_bytes=fixed)
+    fitting = max(rows for rows in range(1, rows_a_step + 1) if rows <= most and rows_a_step % rows == 0)
+    return (
+        f"a micro-batch may have {most} rows of {config.data.sequence_length} tokens within {bound.limit / 1e9:.1f} GB; "
+        f"the step of {rows_a_step} rows as it is: trainer.micro_batch={fitting} trainer.accumulate={rows_a_step // fitting}"
+    )
+
+
+def _joined(batches: Batches, rows: int) -> Batch:
+    """The first `rows` rows of the run, all as wide as the widest: padding costs what tokens do."""
+    found: list[Batch] = []
+    batches.cursor = 0
+    while sum(batch.tokens_BT.shape[0] for batch in found) < rows:
+        found.append(batches.next())
+    width = max(batch.tokens_BT.shape[1] for batch in found)
+
+    def wide(name: str) -> np.ndarray:
+        parts = [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in (getattr(batch, name) for batch in found)]
+        return np.concatenate(parts)[:rows]
+
+    ids = tuple(row for batch in found for row in batch.row_ids)[:rows]
+    return Batch(wide("tokens_BT"), wide("mask_BT"), wide("segments_BT"), ids)

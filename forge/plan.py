@@ -1,0 +1,91 @@
+"""python -m forge.plan [--find-batch] +experiment=… : what a run would take, from a few timed steps. Opens no run and keeps no weights.
+
+What it says is kept for the run of the same configuration, which logs it and, at its end, how far off it was. With --find-batch it looks
+for the most rows a micro-batch may have.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from forge import jobs, paths
+from forge.config import Config
+from forge.entry import entry
+from forge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from forge.estimate import Estimate
+
+_FIND = "--find-batch"
+
+
+def main(argv: list[str]) -> int:
+    """The exit code: 0, 5 where the run would not fit into memory, or that of the error which the run would have ended with."""
+    return entry(_plan, argv)
+
+
+def _plan(argv: list[str]) -> int:
+    find = _FIND in argv
+    argv = [word for word in argv if word != _FIND]
+    asked = jobs.preflight(argv)
+    if asked is None or asked.show:
+        jobs.launch(lambda _: None, asked.argv if asked else argv)
+        return 0
+    if asked.multirun:
+        raise ConfigError("plan looks at one job: leave out -m")
+    paths.require_writable()
+    _show(asked.configs[0], find)
+    return 0
+
+
+def _show(config: Config, find: bool) -> None:
+    """Raises TrainingError where the run needs more memory than it may use."""
+    from forge import batch_size, estimate
+    from forge.assemble import assemble, plan, update_of
+    from forge.reports import forecast
+
+    def fetch(uri: str) -> tuple[Path, str]:
+        from forge.tracking import registry
+
+        return registry.fetch(config.tracking.uri, uri)
+
+    parts = assemble(config, fetch)
+    update = update_of(config, parts.loaded.model)
+    steps = plan(config, parts.data, update.peak)
+    if find:
+        print(batch_size.largest(config, parts, update))
+        return
+    rates = [steps.lr(step) for step in range(1, steps.total_steps + 1)]
+    made = estimate.estimate(config, parts, update, steps)
+    file = estimate.keep(made)
+    picture = file.with_name("learning_rate.png")
+    forecast.draw(rates, config.name).savefig(picture)
+    _print(made, forecast.spark(rates), picture)
+
+
+def _print(made: "Estimate", rates: str, picture: Path) -> None:
+    console = Console(highlight=False)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("steps", f"{made.steps:,}")
+    table.add_row("tokens", f"{made.tokens:,.0f} targets")
+    table.add_row("epochs", ", ".join(f"{name} {epochs:.2f}" for name, epochs in made.epochs.items()))
+    table.add_row("learning rate", f"{rates}  [dim]{picture}[/dim]")
+    table.add_row("trained", f"{made.trainable:,} of {made.parameters:,} parameters ({made.trainable / made.parameters:.2%})")
+    table.add_row("memory", f"{made.peak_gib:.2f} GiB: " + ", ".join(f"{what} {gib:.2f}" for what, gib in made.memory.items()))
+    table.add_row("disk", f"{made.disk_gib:.2f} GiB, at {made.checkpoint_gib:.2f} a checkpoint")
+    table.add_row("time", f"{_clock(made.total_seconds)}: " + ", ".join(f"{what} {_clock(s)}" for what, s in made.seconds.items()))
+    table.add_row("on", made.device)
+    console.print(table)
+
+
+def _clock(seconds: float) -> str:
+    """75 -> "1:15 min", 4000 -> "1:07 h"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes}:{rest:02d} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

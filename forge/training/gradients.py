@@ -1,0 +1,42 @@
+"""The gradients of an objective on a batch, on the CPU from parts of its rows side by side (forge.training.streams).
+
+Sums over targets, never means, so that parts and micro-batches add up whatever their sizes. On the same machine the same numbers each
+time: the rows of a part do not depend on timing. Each part holds gradients of its own until they are added.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from forge.spec import Batch
+from forge.training.isolation import formulated
+from forge.training.objectives import shift
+from forge.training.streams import parts
+
+Parts = tuple[mx.array, mx.array, Mapping[str, mx.array], Any]
+
+
+class Gradients:
+    """Called with a batch: (loss_sum, count, sums, gradients), all yet to be evaluated; gradients as the model's tree of trainable weights.
+
+    An objective that compares rows says in an attribute `rows_together` how many that stand one after another belong together.
+    """
+
+    def __init__(self, model: nn.Module, objective: Callable[..., Any]):
+        self._model = model
+        self._value_and_grad = nn.value_and_grad(model, objective)
+        self._together: int = getattr(getattr(objective, "func", objective), "rows_together", 1)
+
+    def __call__(self, batch: Batch) -> Parts:
+        first, *others = [self._of(part, stream) for part, _, stream in parts(batch, self._together)]
+        for other in others:
+            first = tree_map(mx.add, first, other)
+        return first
+
+    def _of(self, batch: Batch, stream: mx.Stream) -> Parts:
+        with mx.stream(stream), formulated(shift(batch)[3]):
+            (loss_sum, (count, sums)), gradients = self._value_and_grad(self._model, batch)
+        return loss_sum, count, dict(sums), gradients
