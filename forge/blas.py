@@ -24,6 +24,7 @@ _THREADS = ("openblas_set_num_threads", "MKL_Set_Num_Threads")
 _MLX = {"MLX_DISABLE_COMPILE": "1", "MLX_BFS_MAX_WIDTH": "64"}
 
 _state = "not prepared"
+_processes = 1
 _library: ctypes.CDLL | None = None
 
 
@@ -58,9 +59,16 @@ def prepare() -> None:
             )
 
 
+def share_cores(processes: int) -> None:
+    """So many processes of this machine, this one included, compute at once."""
+    global _processes
+    _processes = processes
+
+
 def cores() -> int:
     """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // _processes)
 
 
 def use_threads(number: int) -> None:

@@ -1,4 +1,7 @@
-"""One run, from documents to a registered model: open the run, build, train, record, release."""
+"""One run, from documents to a registered model: open the run, build, train, record, release.
+
+Under mlx.launch each process is a rank: the first one leads, and alone has a run, prints, saves and releases; the others train with it.
+"""
 
 import json
 import time
@@ -6,8 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from forge import estimate, evidence
+from forge import blas, estimate, evidence
 from forge.assemble import Parts, assemble, plan, planned, setup_of, store_of, update_of
 from forge.config import Config
 from forge.data import ledger
@@ -15,7 +19,7 @@ from forge.errors import DataError, TrackingError
 from forge.progress import Display
 from forge.release import Released, release
 from forge.signals import Interrupts
-from forge.spec import Metrics, Plan, Result, Snapshot
+from forge.spec import Emit, Metrics, Plan, Result, Snapshot
 from forge.tracking import registry, resume, store
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
@@ -25,6 +29,7 @@ from forge.training.engine import fit
 from forge.training.evaluate import forgetting, full_scores, scores_on_test
 from forge.training.memory import Bound, limited
 from forge.training.update import Update
+from forge.training.world import World, world
 
 
 @dataclass(frozen=True)
@@ -48,32 +53,45 @@ class _Job:
     checkpoints: Store
 
     @classmethod
-    def of(cls, config: Config, run_id: str) -> "_Job":
-        parts = assemble(config, partial(registry.fetch, config.tracking.uri))
+    def of(cls, config: Config, run_id: str, ranks: World) -> "_Job":
+        with ranks.in_turn():  # what the first process downloads and prepares, the others find
+            parts = assemble(config, partial(registry.fetch, config.tracking.uri))
+        ranks.require_same("data", parts.data.ledger.digest)
         update = update_of(config, parts.loaded.model)
         return cls(config, parts, update, plan(config, parts.data, update.peak), store_of(config, parts, run_id))
+
+    def fit(self, emit: Emit, **hooks: Any) -> Result:
+        """engine.fit with all that the job holds."""
+        model, data, config = self.parts.loaded.model, self.parts.data, self.config
+        return fit(model, data, config.objective, self.update, self.steps, config.callbacks, self.checkpoints, emit, **hooks)
 
     def limited(self) -> AbstractContextManager[Bound]:
         """MLX under trainer.memory_limit."""
         return limited(self.config.trainer.memory_limit, setup_of(self.config, self.parts.loaded))
 
 
-def train(config: Config, overrides: list[str]) -> Outcome:
-    """Train, and release unless a sweep will choose among its children.
+def train(config: Config, overrides: list[str]) -> Outcome | None:
+    """Train, and release unless a sweep will choose among its children; None on a process that follows.
 
     Raises ForgeError, and Stopped on a signal.
     """
-    with Interrupts() as interrupts:
-        return _lead(config, overrides, interrupts)
+    ranks = world()  # before signals are handled: processes that wait for each other can't be interrupted otherwise
+    blas.share_cores(ranks.on_machine)
+    with Interrupts() as interrupts, ranks.quiet():
+        ranks.require_same("configuration", config.identity)
+        if ranks.first:
+            return _lead(config, overrides, ranks, interrupts)
+        _follow(config, ranks, interrupts)
+        return None
 
 
-def _lead(config: Config, overrides: list[str], interrupts: Interrupts) -> Outcome:
+def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interrupts) -> Outcome:
     run_id, named = _to_resume(config)
-    with open_run(config.tracking, config.identity, run_id) as run:
+    with open_run(config.tracking, config.identity, run_id) as run, ranks.telling(lambda why: run.close("FAILED", why)):
         print(f"run {run.name} ({run.id}){' goes on' if run.resumed else ''}", flush=True)
         evidence.configuration(run, config, overrides)
         started = time.perf_counter()
-        job = _Job.of(config, run.id)
+        job = _Job.of(config, ranks.agree(run.id) or "", ranks)
         account = planned(job.parts.data, job.steps)
         evidence.parts(run, config, job.parts, job.steps, account)
         if broken := ledger.broken(account, config.data.limits):
@@ -81,7 +99,7 @@ def _lead(config: Config, overrides: list[str], interrupts: Interrupts) -> Outco
         forecast = estimate.kept(config.identity)
         if forecast:
             run.text(json.dumps(vars(forecast), indent=2), "plan/plan.json")
-        result = _fit(run, job, named, interrupts)
+        result = _fit(run, job, named, ranks, interrupts)
         run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step} | evidence.realised(result))
         print(f"{result.reason}; best checkpoint: {result.best_why}")
         scores = _score(job, result)
@@ -97,12 +115,26 @@ def _lead(config: Config, overrides: list[str], interrupts: Interrupts) -> Outco
     return Outcome(run.id, job.parts.data.ledger.valid_digest, result, released)
 
 
-def _fit(run: Run, job: _Job, named: Path | None, interrupts: Interrupts) -> Result:
+def _follow(config: Config, ranks: World, interrupts: Interrupts) -> None:
+    """Train with the first process, and leave the rest to it."""
+    with ranks.telling(lambda why: None):
+        job = _Job.of(config, ranks.agree(None) or "", ranks)
+        if ledger.broken(planned(job.parts.data, job.steps), config.data.limits):
+            return  # the first process says so
+        with interrupts.patient(agree=ranks.any) as asked, job.limited() as bound:
+            job.fit(lambda metrics, step: None, stop=asked, bound=bound, world=ranks)
+
+
+def _fit(run: Run, job: _Job, named: Path | None, ranks: World, interrupts: Interrupts) -> Result:
     """Train, and show it: in the terminal, as metrics, and as a dashboard at each evaluation."""
     config, dashboard = job.config, job.config.tracking.dashboard
     facts = evidence.facts(config, run, job.steps, job.parts)
     first = checkpoint.step_of(named) if named else job.checkpoints.last_step()
-    with interrupts.patient(run.asked_to_stop) as asked, Display(job.steps.total_steps, first) as display, job.limited() as bound:
+    with (
+        interrupts.patient(run.asked_to_stop, ranks.any) as asked,
+        Display(job.steps.total_steps, first) as display,
+        job.limited() as bound,
+    ):
 
         def emit(metrics: Metrics, step: int) -> None:
             run.log(metrics, step)
@@ -113,20 +145,7 @@ def _fit(run: Run, job: _Job, named: Path | None, interrupts: Interrupts) -> Res
                 history = list(snapshot.history)  # drawn in the background, while training adds to it
                 run.image(lambda: evidence.picture(facts, history, "training"), "dashboard", snapshot.step)
 
-        result = fit(
-            job.parts.loaded.model,
-            job.parts.data,
-            config.objective,
-            job.update,
-            job.steps,
-            config.callbacks,
-            job.checkpoints,
-            emit,
-            resume=named,
-            stop=asked,
-            watch=watch,
-            bound=bound,
-        )
+        result = job.fit(emit, resume=named, stop=asked, watch=watch, bound=bound, world=ranks)
         run.tags({"forge.stop_reason": result.reason, "forge.best_reason": result.best_why})
         if dashboard:
             run.figure(evidence.picture(facts, result.history, result.reason), "dashboard.png")

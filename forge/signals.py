@@ -38,17 +38,19 @@ class Interrupts:
         return f"stopped by {signal.Signals(self._noted).name}" if self._noted else None
 
     @contextmanager
-    def patient(self, others: Callable[[], str | None] = lambda: None) -> Iterator[Callable[[], str | None]]:
+    def patient(
+        self, others: Callable[[], str | None] = lambda: None, agree: Callable[[str | None], str | None] = lambda reason: reason
+    ) -> Iterator[Callable[[], str | None]]:
         """Inside, the first signal is only noted; it is raised as Stopped at the end. A second one is raised at once.
 
         Gives what answers whether to stop, by a signal or by `others`, whose reason is raised as AskedToStop once it was given out.
+        `agree` makes one process's reason that of all that train together.
         """
         given: list[str] = []
 
         def asked() -> str | None:
-            if reason := self.asked():
-                return reason
-            if reason := others():
+            reason = agree(self.asked() or others())
+            if reason and not self._noted:
                 given.append(reason)
             return reason
 

@@ -3,6 +3,7 @@
 Heavy imports wait until the configuration is known to be right: a typo is refused in a second.
 """
 
+import os
 import sys
 
 from omegaconf import DictConfig
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 from forge import jobs, paths
 from forge.config import check
 from forge.entry import entry
+from forge.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
@@ -23,6 +25,13 @@ def _train(argv: list[str]) -> int:
         jobs.launch(lambda _: None, asked.argv if asked else argv)
         return 0
     paths.require_writable()
+    if "MLX_RANK" in os.environ and asked.multirun:
+        raise ConfigError("a sweep inside mlx.launch: leave out -m, and start each run with its own mlx.launch")
+    if os.environ.get("MLX_RANK", "0") != "0":  # it keeps nothing, so it needs no folder of Hydra's
+        from forge.runner import train
+
+        train(asked.configs[0], [])
+        return 0
     if asked.multirun:
         from forge.sweep.parent import sweep
 
@@ -36,6 +45,7 @@ def _single(composed: DictConfig) -> None:
 
     config = check(composed)
     outcome = train(config, jobs.task_overrides())
+    assert outcome, "only processes that follow have none"
     print("\n" + next_steps(config, outcome.run_id, outcome.released))
 
 

@@ -3,6 +3,7 @@
 One host synchronisation a step. Losses are sums over target tokens, divided once a step by their count.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -50,7 +51,8 @@ def fit(
     `emit` gets the history of a resumed run once more: it drops what it has. `watch` is called after each evaluation.
     Raises TrainingError when a loss or gradient is not finite, or memory runs out; the checkpoints saved before stay.
     """
-    state = _resumed(model, data, update, callbacks, store, resume)
+    world = world or World()
+    state = _resumed(model, data, update, callbacks, store, resume, world)
     for step, metrics in state.history:
         emit(metrics, step)  # a kill may have come between a checkpoint and the sending of what it holds
     model.train()
@@ -69,17 +71,15 @@ def fit(
             stop,
             watch,
             bound,
-            world or World(),
+            world,
             state,
         )
         reason = state.reason if state.history else loop.settle({}, evaluate_now=True)
         while reason is None and state.step < plan.total_steps:
             metrics = loop.step()
             reason = loop.settle(metrics, evaluate_now=state.step % plan.eval_every == 0 or state.step == plan.total_steps)
-    loop.world.barrier()  # what the first process saved last is there for all
-    best = store.best()
-    assert best is not None, "step 0 is always evaluated and saved"
-    return Result(state.step, state.tokens, best.step, best.loss, best.why, reason or "the budget is used up", state.history)
+    step, loss, why = _chosen(store, world)
+    return Result(state.step, state.tokens, step, loss, why, reason or "the budget is used up", state.history)
 
 
 @dataclass
@@ -107,7 +107,8 @@ class _Loop:
         started = time.perf_counter()
         plan, state = self.plan, self.state
         step = state.step + 1
-        mx.random.seed((plan.seed << 32) + step)  # dropout is a function of (seed, step), so resuming needs no random state
+        # Dropout is a function of (seed, process, step), so resuming needs no random state.
+        mx.random.seed(((plan.seed * self.world.size + self.world.rank) << 32) + step)
         batches = [self.batches.next() for _ in range(plan.accumulate)]
         self.rows = tuple(row for batch in batches for row in batch.row_ids)
         with self.bound.told(step):
@@ -146,10 +147,12 @@ class _Loop:
                 metrics |= self._evaluate()
             self._tell(metrics, evaluate_now)
             snapshot = self._snapshot(metrics)
-            state.reason = "; ".join(why for callback in self.callbacks.values() if (why := callback(snapshot))) or None
+            reasons = [why for callback in self.callbacks.values() if (why := callback(snapshot))] if self.world.first else []
+            state.reason = self.world.agree("; ".join(reasons) or None)
             if state.reason and state.loss is None:  # weights that no evaluation saw could not be chosen
                 self._tell(self._evaluate(), evaluated=True)
-            reason = self.world.any(state.reason or self.stop())
+            asked = self.stop()  # each process has to answer, so that they can agree
+            reason = state.reason or asked
             if self.world.first and (state.loss is not None or reason or state.step % self.plan.save_every == 0):
                 state.callbacks = {name: asdict(callback) for name, callback in self.callbacks.items()}  # type: ignore[call-overload]
                 self.store.save(flat(self.model.trainable_parameters()), self.update.arrays, state)
@@ -169,7 +172,7 @@ class _Loop:
     def _evaluate(self) -> dict[str, float]:
         started = time.perf_counter()
         with self.bound.told(self.state.step):
-            scores = evaluate(self.model, self.data)
+            scores = evaluate(self.model, self.data, self.world)
         loss = {"val/loss": scores.metrics["val/loss"]}
         guards.require_finite(self.state.step, loss, "all validation text", lambda: {"weight": self.model.parameters()}, self.store.last)
         self.state.loss, self.state.rows = loss["val/loss"], scores.rows
@@ -182,7 +185,7 @@ class _Loop:
         """base/…: the model before its first step on the full set, which the best checkpoint is held against."""
         started = time.perf_counter()
         with self.bound.told(0):
-            scores = {key.replace("final/", "base/", 1): value for key, value in full_scores(self.model, self.data).items()}
+            scores = {key.replace("final/", "base/", 1): value for key, value in full_scores(self.model, self.data, self.world).items()}
         return {**scores, "perf/full_eval_s": time.perf_counter() - started} if scores else {}
 
     def _frozen(self) -> dict[str, mx.array]:
@@ -191,19 +194,35 @@ class _Loop:
 
 
 def _resumed(
-    model: nn.Module, data: Data, update: Update, callbacks: Mapping[str, Callback], store: Store, checkpoint: Path | None
+    model: nn.Module, data: Data, update: Update, callbacks: Mapping[str, Callback], store: Store, checkpoint: Path | None, world: World
 ) -> State:
-    """The state to go on from, with everything else put back where it was; a new one where there is nothing to resume."""
-    found = store.resume(checkpoint)
-    if found is None:
-        return State()
-    state, weights, arrays = found
-    put_weights(model, weights, store.folder)
-    update.restore(model, arrays)
+    """The state to go on from, with everything else put back where it was; a new one where there is nothing to resume.
+
+    The first process reads, and gives what it found, or starts with, to the others.
+    """
+    state = State()
+    if world.first and (found := store.resume(checkpoint)):
+        state, weights, arrays = found
+        put_weights(model, weights, store.folder)
+        update.restore(model, arrays)
+    if world.size > 1:
+        state = State(**json.loads(world.agree(json.dumps(asdict(state))) or ""))
+        weights, arrays = world.give((flat(model.trainable_parameters()), update.arrays))
+        world.wait(weights, arrays)
+        put_weights(model, weights, store.folder)
+        update.restore(model, arrays)
     data.train.cursor = state.cursor
     for name, fields in state.callbacks.items():
         vars(callbacks[name]).update(fields)
     return state
+
+
+def _chosen(store: Store, world: World) -> tuple[int, float, str]:
+    """The best checkpoint's step, loss, and why it is: the first process looks."""
+    best = store.best() if world.first else None
+    assert best or not world.first, "step 0 is always evaluated and saved"
+    step, loss, why = json.loads(world.agree(json.dumps([best.step, best.loss, best.why]) if best else None) or "")
+    return step, loss, why
 
 
 def accumulate(gradients_of: Callable[[Batch], Parts], batches: Sequence[Batch]) -> Parts:

@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from forge.spec import Batch, Data, Metrics, Scores
 from forge.training.objectives import token_losses
+from forge.training.world import World
 
 
 @dataclass(frozen=True)
@@ -26,25 +27,28 @@ class _Sums:
     bytes: int
 
 
-def evaluate(model: nn.Module, data: Data) -> Scores:
-    """val/… on the fixed tokens of each evaluation. What is not finite is reported as it is, and perplexity may overflow to inf."""
+def evaluate(model: nn.Module, data: Data, world: World | None = None) -> Scores:
+    """val/… on the fixed tokens of each evaluation. What is not finite is reported as it is, and perplexity may overflow to inf.
+
+    The processes of `world` share the batches.
+    """
     sums: dict[str, _Sums] = {}
     kept: list[tuple[float, int]] = []
     for name, batches in data.valid.items():
-        rows = list(row_losses(model, batches))
+        rows = _rows(model, batches, world or World())
         sums[name] = _Sums(*_total(rows), data.valid_bytes.get(name, 0))
         kept += [] if name in data.unweighted else rows
     return Scores(_metrics("val", sums, data.unweighted), kept)
 
 
-def full_scores(model: nn.Module, data: Data) -> dict[str, float]:
+def full_scores(model: nn.Module, data: Data, world: World | None = None) -> dict[str, float]:
     """final/… on all that evaluation.full_tokens takes of the validation rows."""
-    return _scores("final", model, data.valid_full, data.full_bytes, data.unweighted)
+    return _scores("final", model, data.valid_full, data.full_bytes, data.unweighted, world or World())
 
 
 def scores_on_test(model: nn.Module, data: Data) -> dict[str, float]:
     """test/… on the rows that nothing else looks at; empty where none are kept aside."""
-    return _scores("test", model, data.test, data.test_bytes, data.unweighted)
+    return _scores("test", model, data.test, data.test_bytes, data.unweighted, World())
 
 
 def forgetting(scores: Metrics, base: Metrics) -> dict[str, float]:
@@ -92,10 +96,16 @@ def _total(rows: Iterable[tuple[float, int]]) -> tuple[float, int]:
     return loss, targets
 
 
+def _rows(model: nn.Module, batches: Sequence[Batch], world: World) -> list[tuple[float, int]]:
+    """The losses of all rows, in the order of the batches whichever process took them."""
+    per_batch = world.join([list(row_losses(model, [batch])) for batch in world.share(batches)])
+    return [(loss, targets) for rows in per_batch for loss, targets in rows]
+
+
 def _scores(
-    prefix: str, model: nn.Module, sets: Mapping[str, Sequence[Batch]], sizes: Mapping[str, int], unweighted: frozenset[str]
+    prefix: str, model: nn.Module, sets: Mapping[str, Sequence[Batch]], sizes: Mapping[str, int], unweighted: frozenset[str], world: World
 ) -> dict[str, float]:
-    sums = {name: _Sums(*_total(row_losses(model, batches)), sizes.get(name, 0)) for name, batches in sets.items()}
+    sums = {name: _Sums(*_total(_rows(model, batches, world)), sizes.get(name, 0)) for name, batches in sets.items()}
     return _metrics(prefix, sums, unweighted)
 
 
