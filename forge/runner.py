@@ -90,7 +90,6 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
     with open_run(config.tracking, config.identity, run_id) as run, ranks.telling(lambda why: run.close("FAILED", why)):
         print(f"run {run.name} ({run.id}){' goes on' if run.resumed else ''}", flush=True)
         evidence.configuration(run, config, overrides)
-        started = time.perf_counter()
         job = _Job.of(config, ranks.agree(run.id) or "", ranks)
         account = planned(job.parts.data, job.steps)
         evidence.parts(run, config, job.parts, job.steps, account)
@@ -99,6 +98,7 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
         forecast = estimate.kept(config.identity)
         if forecast:
             run.text(json.dumps(vars(forecast), indent=2), "plan/plan.json")
+        started = time.perf_counter()
         result = _fit(run, job, named, ranks, interrupts)
         run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step} | evidence.realised(result))
         print(f"{result.reason}; best checkpoint: {result.best_why}")
