@@ -21,7 +21,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NAMES = ("libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so")
 _CUDA_BACKENDS = ("mlx-cuda-12", "mlx-cuda-13")
 _THREADS = ("openblas_set_num_threads", "MKL_Set_Num_Threads")
-_MLX = {"MLX_DISABLE_COMPILE": "1", "MLX_BFS_MAX_WIDTH": "64"}
+_MLX = {"MLX_DISABLE_COMPILE": "1", "MLX_BFS_MAX_WIDTH": "4096"}
 
 _state = "not prepared"
 _processes = 1

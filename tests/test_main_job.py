@@ -55,11 +55,12 @@ class Place:
 
     folder: Path
 
-    def train(self, *arguments: str, wait: bool = True, **environment: str) -> Any:
-        """Run forge.train from a folder that has nothing to do with it; (exit code, output), or the process."""
+    def train(self, *arguments: str, wait: bool = True, processes: int = 1, **environment: str) -> Any:
+        """Run forge.train from a folder that has nothing to do with it; (exit code, output), or the process. Several train as one."""
         settings = {**os.environ, "FORGE_HOME": str(self.folder / "home"), "PYTHONPATH": f"{self.folder}:{ROOT}", **environment}
         settings.pop("MLFLOW_TRACKING_URI", None)
-        command = [sys.executable, "-m", "forge.train", "--config-dir", str(self.folder / "conf"), *arguments]
+        launch = [str(Path(sys.executable).with_name("mlx.launch")), "-n", str(processes), "--"] if processes > 1 else []
+        command = [*launch, sys.executable, "-m", "forge.train", "--config-dir", str(self.folder / "conf"), *arguments]
         process = subprocess.Popen(
             command, env=settings, cwd=self.folder / "elsewhere", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -75,6 +76,10 @@ class Place:
     def runs(self, experiment: str) -> list[Any]:
         found = self.client.get_experiment_by_name(experiment)
         return self.client.search_runs([found.experiment_id], order_by=["attributes.start_time"]) if found else []
+
+    def runs_so_far(self, experiment: str) -> list[Any]:
+        """runs(), from the time on when there is a store."""
+        return self.runs(experiment) if (self.folder / "home" / "mlflow.db").is_file() else []
 
     def histories(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
         """Every metric that must be the same each time: losses, rates, counts, but no times and no memory."""
@@ -169,6 +174,36 @@ def test_a_kind_stop_is_killed_with_a_checkpoint_of_that_step(place: Place, numb
     code, output = place.train(*arguments, f"resume={run.info.run_id}", "release.enabled=false")
     assert code == 0, output
     assert place.runs(name)[0].info.status == "FINISHED"
+
+
+def test_a_tag_set_in_the_ui_stops_the_run_kindly(place: Place) -> None:
+    process = place.train("+experiment=tiny", "tracking.experiment=tag", "trainer.budget=100_000 steps", "trainer.keep=0", wait=False)
+    try:
+        for _ in range(300):
+            time.sleep(0.2)
+            if (runs := place.runs_so_far("tag")) and "train/loss" in runs[0].data.metrics:
+                break
+        place.client.set_tag(runs[0].info.run_id, "forge.stop", "true")
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    (run,) = place.runs("tag")
+    assert (process.returncode, run.info.status) == (130, "KILLED"), output
+    assert run.data.tags["forge.cause"] == "stopped by the tag forge.stop in MLflow" and "forge.stop" not in run.data.tags
+    last = max(place.histories(run.info.run_id)["train/loss"])[0]
+    assert (place.folder / "home" / "mlruns" / "checkpoints" / run.info.run_id / f"step-{last:08d}").is_dir()
+
+
+def test_two_processes_are_one_run_with_the_losses_of_one_process(place: Place, whole: Any) -> None:
+    arguments = ("+experiment=tiny", "tracking.experiment=two", "release.enabled=false")
+    _, output = place.train(*arguments, processes=2)
+    (run,) = place.runs("two")
+    assert run.info.status == "FINISHED", output
+    one, two = place.histories(whole.info.run_id), place.histories(run.info.run_id)
+    assert one.keys() == two.keys()
+    for key, points in one.items():
+        assert [step for step, _ in two[key]] == [step for step, _ in points], key
+        assert [value for _, value in two[key]] == pytest.approx([value for _, value in points], rel=1e-5, abs=1e-5), key
 
 
 def test_a_mistake_in_the_data_is_a_failed_run_with_its_cause(place: Place) -> None:

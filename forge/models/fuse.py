@@ -1,5 +1,6 @@
 """Folds adapters into the weights and writes a model folder in the Hugging Face layout."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from mlx.utils import tree_unflatten
 
 from forge.arrays import flat
 from forge.models import Loaded
+from forge.models.names import as_transformers
 
 
 def fuse(loaded: Loaded) -> Loaded:
@@ -40,8 +42,11 @@ def save(loaded: Loaded, folder: Path) -> None:
     """Weights, configuration and tokenizer, as transformers and mlx-lm read them."""
     from mlx_lm.utils import save_config, save_model
 
-    save_model(folder, loaded.model)
-    save_config(dict(loaded.config), folder / "config.json")
+    config = dict(loaded.config)
+    save_model(folder, _Named(loaded.model, as_transformers(flat(loaded.model.parameters()), config["model_type"])))
+    for key in {"dtype", "torch_dtype"} & set(config):  # transformers computes in this type, whatever the file holds
+        config[key] = str(_dtype(loaded.model)).removeprefix("mlx.core.")
+    save_config(config, folder / "config.json")
     loaded.tokenizer.save_pretrained(folder)
 
 
@@ -50,6 +55,20 @@ def load(folder: Path) -> tuple[nn.Module, Any]:
     from mlx_lm.utils import load as load_folder
 
     return load_folder(str(folder))[:2]
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What mlx-lm's writer asks of a model: the tensors, here by other names, and the layers, to count parameters."""
+
+    model: nn.Module
+    weights: dict[str, mx.array]
+
+    def parameters(self) -> dict[str, mx.array]:
+        return self.weights
+
+    def leaf_modules(self) -> Any:
+        return self.model.leaf_modules()
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:

@@ -12,7 +12,9 @@ import mlx.core as mx
 
 from forge.errors import ModelError
 from forge.models import Loaded
+from forge.models.names import classes
 from forge.models.quantise import Quantize, quantise
+from forge.models.translate import translate
 from forge.spec import Fetch, Lineage, Texts
 
 
@@ -54,10 +56,12 @@ def registry(texts: Texts, seed: int, fetch: Fetch, *, uri: str, quantize: Quant
 
 
 def _open(folder: Path, lineage: Lineage, wanted: Quantize | None) -> Loaded:
-    from mlx_lm.utils import load
+    from mlx_lm.utils import load_config, load_model, load_tokenizer
 
     try:
-        model, tokenizer, config = load(str(folder), lazy=wanted is not None, return_config=True)  # type: ignore[misc]
+        laid = translate(load_config(folder))
+        model, config = load_model(folder, lazy=wanted is not None, model_config=laid, get_model_classes=classes)
+        tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
         if wanted is not None:
             config = quantise(model, config, wanted)
             lineage = replace(

@@ -30,10 +30,9 @@ def resumable(spec: TrackingSpec, run_id: str) -> str:
         raise TrackingError(f"resume={run_id}: the tracking store has no such run; resume=auto finds the last unfinished one") from error
     if record.info.status == "FINISHED":
         raise TrackingError(f"resume={run_id}: this run is finished; start a new one with resume=null")
-    if last_step(client, run_id) > 0 and not paths.checkpoints(run_id).is_dir():
-        raise TrackingError(
-            f"resume={run_id}: its checkpoints are not here but where it ran, {record.data.tags.get(ROOT, 'elsewhere')}; go on there"
-        )
+    ran = record.data.tags.get(ROOT, "elsewhere")
+    if (ran != here() or last_step(client, run_id) > 0) and not paths.checkpoints(run_id).is_dir():
+        raise TrackingError(f"resume={run_id}: its checkpoints are not here but where it ran, {ran}; go on there")
     return run_id
 
 

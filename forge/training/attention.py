@@ -11,6 +11,7 @@ Letters: B rows, H heads of keys, G heads of queries to each of those, T positio
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 import mlx.core as mx
@@ -78,12 +79,16 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, spans: list[
     def joined(tiles: list[mx.array], length: int) -> mx.array:
         return mx.concatenate([tile.reshape(-1, *tile.shape[2:]) for tile in tiles]).reshape(B, -1, length, tiles[0].shape[-1])
 
+    @cache  # all heads of a row have one
+    def bias(row: int, rows: int, span: Span) -> mx.array:
+        return _bias(mask_B1TT, slice(row, rows), span, G)
+
     def scores(q: mx.array, k: mx.array, tile: Tile, span: Span, after: list[mx.array]) -> tuple[mx.array, mx.array, mx.array]:
         """The tile's queries and keys, and their scores. One tile at a time: `after` what the one before gives."""
         q_Q, k_K = fold(q, tile, span), seen(k, tile, span)
         if after:
             q_Q = mx.depends([q_Q], after)[0]
-        return q_Q, k_K, q_Q @ k_K.swapaxes(-1, -2) + _bias(mask_B1TT, tile[0], span, G)
+        return q_Q, k_K, q_Q @ k_K.swapaxes(-1, -2) + bias(tile[0].start, tile[0].stop, span)
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
