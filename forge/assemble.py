@@ -13,6 +13,7 @@ from forge.data.encode import Encoder
 from forge.data.templates import named
 from forge.errors import DataError, ModelError
 from forge.models import Loaded, trainable_parameters
+from forge.models.translate import window
 from forge.spec import Data, Fetch, Ledger, Packing, Plan
 from forge.training.checkpoint import Store
 from forge.training.isolation import keeps_apart
@@ -67,8 +68,13 @@ def _check_fit(config: Config, loaded: Loaded) -> None:
     if largest >= rows:
         raise ModelError(f"the tokenizer's largest id is {largest}, but the model knows {rows} tokens: they don't belong together")
     limit = {**loaded.config, **loaded.config.get("text_config", {})}.get("max_position_embeddings")
-    if limit and config.data.sequence_length > limit:
-        raise ModelError(f"data.sequence_length={config.data.sequence_length}: the model has {limit} positions; set it to {limit} or less")
+    length = config.data.sequence_length
+    if limit and length > limit:
+        raise ModelError(f"data.sequence_length={length}: the model has {limit} positions; set it to {limit} or less")
+    if (seen := window(loaded.config)) and length > seen:
+        raise ModelError(
+            f"data.sequence_length={length}: its layers see {seen} positions, which mlx-lm does not keep to; set it to {seen} or less"
+        )
 
 
 def update_of(config: Config, model: nn.Module) -> Update:

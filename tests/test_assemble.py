@@ -131,3 +131,14 @@ def test_the_template_that_is_trained_with_is_the_tokenizers_from_then_on(make_t
     parts = built(lambda *_: make_tiny_model(), "data.template=simple")
     assert parts.loaded.tokenizer.chat_template
     assert parts.data.ledger.template_digest
+
+
+def test_rows_longer_than_a_window_that_mlx_lm_ignores_are_refused(make_tiny_model: Callable[..., Loaded]) -> None:
+    """Mistral's layers see sliding_window positions; mlx-lm's see all, which would be another model."""
+
+    def loader(*_: Any) -> Loaded:
+        loaded = make_tiny_model()
+        return dataclasses.replace(loaded, config={**loaded.config, "model_type": "mistral", "sliding_window": 16})
+
+    with pytest.raises(ModelError, match=r"data\.sequence_length=32: its layers see 16 positions, .* set it to 16 or less"):
+        built(loader)

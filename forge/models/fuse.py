@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -43,7 +43,8 @@ def save(loaded: Loaded, folder: Path) -> None:
     from mlx_lm.utils import save_config, save_model
 
     config = dict(loaded.config)
-    save_model(folder, _Named(loaded.model, as_transformers(flat(loaded.model.parameters()), config["model_type"])))
+    written = as_transformers(flat(loaded.model.parameters()), config["model_type"])
+    save_model(folder, cast(nn.Module, _Named(loaded.model, written)))
     for key in {"dtype", "torch_dtype"} & set(config):  # transformers computes in this type, whatever the file holds
         config[key] = str(_dtype(loaded.model)).removeprefix("mlx.core.")
     save_config(config, folder / "config.json")

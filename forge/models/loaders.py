@@ -7,8 +7,10 @@ says so too, since it is another base.
 from dataclasses import replace
 from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from forge.errors import ModelError
 from forge.models import Loaded
@@ -56,11 +58,10 @@ def registry(texts: Texts, seed: int, fetch: Fetch, *, uri: str, quantize: Quant
 
 
 def _open(folder: Path, lineage: Lineage, wanted: Quantize | None) -> Loaded:
-    from mlx_lm.utils import load_config, load_model, load_tokenizer
+    from mlx_lm.utils import load_tokenizer
 
     try:
-        laid = translate(load_config(folder))
-        model, config = load_model(folder, lazy=wanted is not None, model_config=laid, get_model_classes=classes)
+        model, config = _read(folder, lazy=wanted is not None)
         tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
         if wanted is not None:
             config = quantise(model, config, wanted)
@@ -76,6 +77,16 @@ def _open(folder: Path, lineage: Lineage, wanted: Quantize | None) -> Loaded:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no end-of-text token; set eos_token in tokenizer_config.json")
     return Loaded(model, tokenizer, config, lineage)
+
+
+def _read(folder: Path, lazy: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that the folder holds, and config.json in mlx-lm's keys beside its own, which mlx-lm and transformers read alike."""
+    from mlx_lm.utils import load_config, load_model
+
+    try:
+        return load_model(folder, lazy=lazy, model_config=translate(load_config(folder)), get_model_classes=classes)
+    except ModelError as error:
+        raise ModelError(f"{folder}/{error}") from error
 
 
 def _first_line(error: Exception) -> str:

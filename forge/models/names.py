@@ -1,4 +1,4 @@
-"""Names of tensors: what transformers and mlx-lm write and read, where they differ. Free, but for one look at a head that should be tied."""
+"""Names of tensors: what transformers and mlx-lm write and read, where they differ. Free but for a look at a head to be tied."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,8 @@ def classes(config: dict[str, Any]) -> tuple[type, type]:
 def as_mlx_lm(weights: Weights, config: dict[str, Any]) -> Weights:
     """A file's tensors by names that mlx-lm's own sanitize knows. Raises ModelError where a tied head is not the embeddings."""
     if config["model_type"] == "gpt2":
-        weights = {name.removeprefix("transformer."): value for name, value in weights.items()}
+        kept = (entry for entry in weights.items() if not entry[0].endswith(".attn.masked_bias"))  # a constant of old files
+        weights = {name.removeprefix("transformer."): value for name, value in kept}
     head = weights.get("lm_head.weight")
     if head is None or not config.get("tie_word_embeddings"):
         return weights

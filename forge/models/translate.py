@@ -46,8 +46,7 @@ def translate(config: Json) -> Json:
     if kind in _COMPUTED:
         for key, value, wanted in _not_computed(kind, meaning):
             raise _refusal(kind, key, value, wanted)
-        known_and_left_out = {key for key in (*known, "tie_word_embeddings") if config.get(key) is None and meaning.get(key) is not None}
-        laid |= {key: meaning[key] for key in sorted(known_and_left_out)}
+        laid |= {key: meaning[key] for key in (*known, "tie_word_embeddings") if config.get(key) is None and meaning.get(key) is not None}
     if kind in _COMPUTED or "rope_parameters" not in known:
         laid |= _rotary(kind, meaning, known)
     if kind == "gemma3_text":
@@ -70,7 +69,7 @@ def window(config: Json) -> int | None:
     size, layers = meaning.get("sliding_window"), meaning.get("layer_types")
     if not size or config.get("use_sliding_window") is False or (layers and "sliding_attention" not in layers):
         return None
-    by_layer = "layer_types" in known and _module(config).endswith(".llama")  # Llama's code, which Mistral shares, asks each layer
+    by_layer = config["model_type"] in ("llama", "mistral")  # mlx-lm's code for both asks layer_types, which transformers' Mistral has not
     kept = any("sliding_window" in key for key in known) and (not by_layer or bool(config.get("layer_types")))
     return None if kept else int(size)
 
@@ -107,7 +106,7 @@ def _rotary(kind: str, meaning: Json, known: set[str]) -> Json:
     scaling = full.get("rope_type", full.get("type", "default"))
     if scaling != "default":
         if "rope_scaling" not in known or kind == "mixtral":
-            raise _refusal(kind, "rope_type", scaling, "default")
+            raise _refusal(kind, "rope_parameters.rope_type", scaling, "default")
         laid["rope_scaling"] = {**full, "type": scaling, **_checked(kind, scaling, full, meaning)}
     if local := rope.get("sliding_attention"):
         if local.get("rope_type", "default") != "default":
@@ -151,27 +150,22 @@ def _pattern(layers: list[str]) -> int:
 
 def _refusal(kind: str, key: str, value: Any, wanted: Any) -> ModelError:
     return ModelError(
-        f"config.json: {key}={value}, but mlx-lm's {kind} computes only {wanted}, so it would be another model; take one that says so"
+        f"config.json: {key}={value}, but mlx-lm's {kind} computes {wanted} and nothing else; choose a model with that, or of another type"
     )
 
 
 def _meaning(config: Json) -> Json:
     """The configuration as transformers reads it, with its defaults; as it is where transformers doesn't know the type."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     kind, without = config["model_type"], ("model_type", "dtype", "torch_dtype", "quantization", "quantization_config")
     try:
         return AutoConfig.for_model(kind, **{key: value for key, value in config.items() if key not in without}).to_dict()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         if kind not in _COMPUTED:
             return config
         raise ModelError(f"config.json: transformers can't read it ({' '.join(str(error).split())})") from error
-
-
-def _module(config: Json) -> str:
-    from mlx_lm.utils import _get_classes
-
-    return _get_classes(config)[0].__module__
 
 
 def _fields(config: Json) -> set[str]:
@@ -180,5 +174,5 @@ def _fields(config: Json) -> set[str]:
 
     try:
         return {field.name for field in fields(_get_classes(config)[1])}
-    except ValueError:  # no code of its own: part of another model
-        return {"rope_parameters"}
+    except ValueError:  # part of another model, whose code takes what it knows of these
+        return {"rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq"}

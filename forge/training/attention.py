@@ -114,6 +114,7 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, spans: list[
         q, k, v = primals[0] * (scale * _LOG2_E), mx.contiguous(primals[1]), mx.contiguous(primals[2])
         d_out, (out, normal) = cotangents[0], outputs
         delta = (d_out * out).sum(-1, keepdims=True)
+        bias.cache_clear()  # else it would be kept from the forward pass on, which is not linear in the length
         dqs, dks, dvs = [], [], []
         last: list[mx.array] = []
         for span in spans:
