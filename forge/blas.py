@@ -30,8 +30,7 @@ _library: ctypes.CDLL | None = None
 
 def describe() -> str:
     """What multiplies MLX's matrices on the CPU of this process, such as "libopenblas.so.0"; a tag on each run."""
-    kernels = os.environ.get("OPENBLAS_CORETYPE")  # older ones than the processor has can halve the speed
-    return f"{_state} (OPENBLAS_CORETYPE={kernels})" if kernels and "openblas" in _state else _state
+    return _state
 
 
 def prepare() -> None:
