@@ -25,6 +25,7 @@ import forge
 
 _HERE = Path(__file__).resolve().parent
 _COLD = 3  # steps
+_OTHER_KERNELS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # have OpenBLAS take those of another processor than this one
 _BASE_CONTEXT = 512
 
 
@@ -50,6 +51,8 @@ def main() -> None:
     asked = _arguments()
     if asked.harness:
         return train_harness.main(quick=asked.quick)
+    if ignored := [name for name in _OTHER_KERNELS if os.environ.pop(name, None)]:
+        print(f"taken out of the environment, for forge and mlx-lm alike: {', '.join(ignored)}")
     contenders = [each for each in _contenders(asked.torch_python) if not asked.only or asked.only in each.name]
     print(f"{platform.platform()}, {os.cpu_count()} cores; {asked.rounds} rounds of {asked.steps} steps, the first {_COLD} left out")
     medians: dict[tuple[str, str, int], dict[str, float]] = {}
