@@ -61,11 +61,11 @@ def facts(config: Config, run: Run, steps: Plan, parts: Parts) -> RunFacts:
     )
 
 
-def picture(facts: RunFacts, history: History, status: str) -> Figure:
-    """The dashboard as it stands."""
+def picture(facts: RunFacts, history: History, status: str, best_step: int | None = None) -> Figure:
+    """The dashboard as it stands; the lowest validation loss is marked until the best checkpoint is chosen."""
     evaluated, losses = series(history, "val/loss")
-    best_step = min(zip(losses, evaluated, strict=True))[1] if losses else None
-    return draw(history, replace(facts, status=status, best_step=best_step))
+    lowest = min(zip(losses, evaluated, strict=True))[1] if losses else None
+    return draw(history, replace(facts, status=status, best_step=lowest if best_step is None else best_step))
 
 
 def description(config: Config, parts: Parts, result: Result, scores: Mapping[str, float], released: Released | None) -> str:

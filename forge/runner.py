@@ -148,7 +148,7 @@ def _fit(run: Run, job: _Job, named: Path | None, ranks: World, interrupts: Inte
         result = job.fit(emit, resume=named, stop=asked, watch=watch, bound=bound, world=ranks)
         run.tags({"forge.stop_reason": result.reason, "forge.best_reason": result.best_why})
         if dashboard:
-            run.figure(evidence.picture(facts, result.history, result.reason), "dashboard.png")
+            run.figure(evidence.picture(facts, result.history, result.reason, result.best_step), "dashboard.png")
     return result
 
 
