@@ -14,6 +14,11 @@ def flat(tree: Any) -> dict[str, mx.array]:
     return dict(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
 
 
+def size(tree: Any) -> int:
+    """Bytes of the arrays of a tree."""
+    return sum(array.nbytes for array in flat(tree).values())
+
+
 def scalar(array: mx.array) -> float:
     return cast(float, array.item())
 

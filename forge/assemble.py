@@ -6,16 +6,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from forge import data, models, paths, units
-from forge.arrays import flat
 from forge.config import Config
 from forge.data.cache import Cache
 from forge.data.encode import Encoder
 from forge.data.templates import named
 from forge.errors import DataError, ModelError
-from forge.models import Loaded, trainable_parameters
+from forge.models import Loaded, parameters, trainable_parameters
 from forge.models.translate import window
 from forge.spec import Data, Fetch, Ledger, Packing, Plan
 from forge.training.checkpoint import Store
+from forge.training.formulation import on_cpu
 from forge.training.isolation import keeps_apart
 from forge.training.memory import Setup
 from forge.training.schedules import learning_rate
@@ -56,17 +56,17 @@ def _packing(config: Config, loaded: Loaded) -> Packing:
         if wanted == "pack":
             raise ModelError(f"data.packing=pack: {kind} can't keep packed documents apart; set data.packing to auto or bucket")
         return Packing(False, f"{kind} can't keep packed documents apart")
-    if wanted == "auto" and config.data.sequence_length > _LONGEST_MASK and mx.default_device() != mx.Device(mx.cpu):
+    if wanted == "auto" and config.data.sequence_length > _LONGEST_MASK and not on_cpu():
         return Packing(False, f"above {_LONGEST_MASK} tokens the mask of packed documents takes too much memory on a GPU")
     return Packing(True, f"{kind} keeps packed documents apart")
 
 
 def _check_fit(config: Config, loaded: Loaded) -> None:
     """Raises ModelError where the tokenizer has more tokens than the model, or a row more positions: MLX would compute on regardless."""
-    rows = loaded.model(mx.array([[0]])).shape[-1]
+    known = loaded.model(mx.array([[0]])).shape[-1]
     largest = max(loaded.tokenizer.get_vocab().values())
-    if largest >= rows:
-        raise ModelError(f"the tokenizer's largest id is {largest}, but the model knows {rows} tokens: they don't belong together")
+    if largest >= known:
+        raise ModelError(f"the tokenizer's largest id is {largest}, but the model knows {known} tokens: they don't belong together")
     limit = {**loaded.config, **loaded.config.get("text_config", {})}.get("max_position_embeddings")
     length = config.data.sequence_length
     if limit and length > limit:
@@ -126,13 +126,12 @@ def planned(built: Data, steps: Plan) -> Ledger:
 
 def setup_of(config: Config, loaded: Loaded) -> Setup:
     """What the memory of a step depends on."""
-    trained, floats = trainable_parameters(loaded.model), sum(value.size for value in flat(loaded.model.parameters()).values())
     return Setup(
         micro_batch=config.trainer.micro_batch,
         accumulate=config.trainer.accumulate,
         sequence_length=config.data.sequence_length,
         gradient_checkpointing=config.trainer.gradient_checkpointing,
-        whole=trained == floats,
+        whole=trainable_parameters(loaded.model) == parameters(loaded.model),
         quantised="quantization" in loaded.config,
     )
 

@@ -3,9 +3,10 @@
 import mlx.core as mx
 import numpy as np
 
-from forge.arrays import flat
+from forge.arrays import size
 from forge.assemble import Parts, setup_of
 from forge.config import Config
+from forge.data.pack import join
 from forge.spec import Batch, Batches
 from forge.training.engine import normalise
 from forge.training.gradients import Gradients
@@ -24,17 +25,19 @@ def largest(config: Config, parts: Parts, update: Update) -> str:
         assert bound.limit is not None
 
         def step(rows: int) -> int:
+            """The peak; in a step of several micro-batches the sum of the gradients before lies beside."""
             batch = _joined(parts.data.train, rows)
             mx.clear_cache()
             mx.reset_peak_memory()
             loss_sum, count, _, found = gradients(batch)
             update.apply(model, normalise(found, count, trainer.clip_norm)[0], 0.0)
             mx.eval(loss_sum, update.pending())
-            return mx.get_peak_memory()
+            return mx.get_peak_memory() + (gradients_bytes if rows < rows_a_step else 0)
 
         rows_a_step = trainer.micro_batch * trainer.accumulate
-        gradients_bytes = sum(value.nbytes for value in flat(model.trainable_parameters()).values())
-        fixed = mx.get_active_memory() + gradients_bytes * (1 if trainer.accumulate == 1 else 2)
+        gradients_bytes = size(model.trainable_parameters())
+        mx.eval(update.pending())  # the optimizer's state is part of what no row adds to
+        fixed = mx.get_active_memory() + gradients_bytes * (1 if rows_a_step == 1 else 2)
         most = largest_micro_batch(step, bound.limit, fixed_bytes=fixed)
     fitting = max(rows for rows in range(1, rows_a_step + 1) if rows <= most and rows_a_step % rows == 0)
     return (
@@ -50,10 +53,10 @@ def _joined(batches: Batches, rows: int) -> Batch:
     while sum(batch.tokens_BT.shape[0] for batch in found) < rows:
         found.append(batches.next())
     width = max(batch.tokens_BT.shape[1] for batch in found)
+    return join([_widened(batch, width) for batch in found]).take(range(rows))
 
-    def wide(name: str) -> np.ndarray:
-        parts = [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in (getattr(batch, name) for batch in found)]
-        return np.concatenate(parts)[:rows]
 
-    ids = tuple(row for batch in found for row in batch.row_ids)[:rows]
-    return Batch(wide("tokens_BT"), wide("mask_BT"), wide("segments_BT"), ids)
+def _widened(batch: Batch, width: int) -> Batch:
+    padding = ((0, 0), (0, width - batch.tokens_BT.shape[1]))
+    tokens_BT, mask_BT, segments_BT = (np.pad(array, padding) for array in (batch.tokens_BT, batch.mask_BT, batch.segments_BT))
+    return Batch(tokens_BT, mask_BT, segments_BT, batch.row_ids, batch.sources)

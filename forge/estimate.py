@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from forge import paths
-from forge.arrays import flat
+from forge.arrays import flat, size
 from forge.assemble import Parts, setup_of
 from forge.config import Config
-from forge.models import device, trainable_parameters
+from forge.models import device, parameters, trainable_parameters
 from forge.spec import Batch, Batches, Metrics, Plan, Result
 from forge.training.checkpoint import State, Store
 from forge.training.engine import fit
@@ -70,7 +70,7 @@ def estimate(config: Config, parts: Parts, update: Update, steps: Plan) -> Estim
         checkpoint = sum(file.stat().st_size for file in saved.iterdir()) / _GIB
     step_s = statistics.median(_series(log, "perf/step_s")[_COLD:] or _series(log, "perf/step_s"))
     peak = max(_series(log, "memory/peak_gib"))
-    weights = _gib(flat(model.parameters()))
+    weights = size(model.parameters()) / _GIB
     saves = {step for every in (steps.eval_every, steps.save_every) for step in range(0, total + 1, every)} | {total}
     evaluations = len({*range(0, total + 1, steps.eval_every), total})
     return Estimate(
@@ -80,8 +80,8 @@ def estimate(config: Config, parts: Parts, update: Update, steps: Plan) -> Estim
         tokens=total * steps.accumulate * config.trainer.micro_batch * data.tokens_per_row,
         epochs=dict(data.train.epochs(total * steps.accumulate)),
         trainable=trainable_parameters(model),
-        parameters=sum(value.size for value in flat(model.parameters()).values()),
-        memory=_by_part(weights, _gib(flat(model.trainable_parameters())), _gib(update.arrays), peak),
+        parameters=parameters(model),
+        memory=_by_part(weights, size(model.trainable_parameters()) / _GIB, size(update.arrays) / _GIB, peak),
         peak_gib=peak,
         checkpoint_gib=checkpoint,
         disk_gib=checkpoint * (3 + config.trainer.keep) + weights * config.release.enabled,
@@ -150,10 +150,6 @@ class _Sample(Batches):
 def _by_part(weights: float, gradients: float, state: float, peak: float) -> dict[str, float]:
     known = {"weights": weights, "gradients": gradients, "optimizer": state}
     return {**known, "activations and work space": max(0.0, peak - sum(known.values()))}
-
-
-def _gib(arrays: Mapping[str, object]) -> float:
-    return sum(value.nbytes for value in arrays.values()) / _GIB  # type: ignore[attr-defined]
 
 
 def _series(log: list[Metrics], key: str) -> list[float]:

@@ -37,7 +37,11 @@ def _cadence(value: Any) -> Any:
 Duration = Annotated[str, BeforeValidator(_duration)]
 Cadence = Annotated[Duration, AfterValidator(_cadence)]
 Length = Annotated[Duration, AfterValidator(_length)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]
 Role = Literal["norm", "bias", "embedding", "head", "lora_a", "lora_b", "matrix"]
 MemoryLimit = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?(GB|%)$")]
 OverLength = Literal["error", "drop", "split", "truncate_left", "truncate_right"]
@@ -55,8 +59,8 @@ class SourceSpec:
     """
 
     source: dict[str, Any]
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    max_epochs: Annotated[float, Field(gt=0)] | None = None
+    weight: NotNegative = 1.0
+    max_epochs: Positive | None = None
     over_length: OverLength = "split"
 
 
@@ -79,7 +83,7 @@ class LimitsSpec:
     duplicate_share: Share | None = None
     cut_share: Share | None = None
     padding_share: Share | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Positive | None = None
 
 
 @checked(frozen=True, config=_STRICT)
@@ -96,7 +100,7 @@ class DataSpec:
     sequence_length: Annotated[int, Field(ge=8)]
     valid_fraction: Annotated[float, Field(gt=0, lt=1)]
     split_seed: Annotated[int, Field(ge=0, lt=2**32)]
-    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    test_fraction: Part = 0.0
     mask: Mask = "assistant"
     template: str | None = None
     bad_rows: Literal["error", "skip"] = "error"
@@ -104,7 +108,7 @@ class DataSpec:
     near_duplicates: NearSpec | None = None
     packing: Literal["auto", "pack", "bucket"] = "auto"
     limits: LimitsSpec = field(default_factory=LimitsSpec)
-    cache_gb: Annotated[float, Field(gt=0)] = 20.0
+    cache_gb: Positive = 20.0
     path: str | None = None
 
     @model_validator(mode="after")
@@ -140,18 +144,18 @@ class TrainerSpec:
     """
 
     budget: Length
-    micro_batch: Annotated[int, Field(ge=1)]
-    accumulate: Annotated[int, Field(ge=1)]
-    clip_norm: Annotated[float, Field(gt=0)]
+    micro_batch: Count
+    accumulate: Count
+    clip_norm: Positive
     eval_every: Cadence
     save_every: Cadence
-    log_every: Annotated[int, Field(ge=1)]
+    log_every: Count
     keep: Annotated[int, Field(ge=0)]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     master_weights: bool = True
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     no_decay: list[Role] = field(default_factory=lambda: ["norm", "bias", "embedding"])
-    lr_factors: dict[Role, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
+    lr_factors: dict[Role, NotNegative] = field(default_factory=dict)
     gradient_checkpointing: bool = False
     memory_limit: MemoryLimit | None = None
 
@@ -160,11 +164,11 @@ class TrainerSpec:
 class EvaluationSpec:
     """`max_tokens`: at most that many targets a source for each validation during training, always the same ones.
 
-    `full_tokens`: the same for the base and the best checkpoint when training is over, and for the test; null: all there are.
+    `full_tokens`: the same for the base before training, the best checkpoint after it, and the test; null: all there are.
     """
 
-    max_tokens: Annotated[int, Field(ge=1)]
-    full_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count
+    full_tokens: Count | None = None
 
 
 @checked(frozen=True, config=_STRICT)
@@ -174,7 +178,7 @@ class ReleaseSpec:
     enabled: bool
     name: Annotated[str, Field(pattern=r"^[^/:]+$")]
     alias: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
-    max_logit_difference: Annotated[float, Field(gt=0)]
+    max_logit_difference: Positive
 
 
 @checked(frozen=True, config=_STRICT)

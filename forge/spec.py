@@ -5,7 +5,7 @@ Letters in array names: B rows in a batch, T positions in a row. What a configur
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,6 +107,12 @@ class Batch:
     @property
     def targets(self) -> int:
         return int(self.mask_BT.sum())
+
+    def take(self, rows: Sequence[int] | np.ndarray, width: int | None = None) -> "Batch":
+        """These rows, in this order, and of each the first `width` positions."""
+        arrays = {name: getattr(self, name)[rows, :width] for name in ("tokens_BT", "mask_BT", "segments_BT")}
+        row_ids, sources = (tuple(of[row] for row in rows) if of else () for of in (self.row_ids, self.sources))
+        return replace(self, **arrays, row_ids=row_ids, sources=sources)
 
 
 class Batches(Protocol):

@@ -12,6 +12,7 @@ from forge.arrays import flat
 from forge.errors import ModelError
 from forge.models.quantise import multiply_unpacked
 from forge.spec import Fetch, Lineage, Texts
+from forge.training.formulation import on_cpu
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,9 @@ def load(loader: Loader, adapter: Adapter, texts: Texts, seed: int, fetch: Fetch
     """
     mx.random.seed(seed)
     loaded = loader(texts, seed, fetch)
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    if dtype != "auto" or on_cpu:
+    if dtype != "auto" or on_cpu():
         cast(loaded.model, getattr(mx, "float32" if dtype == "auto" else dtype))
-    if on_cpu:
+    if on_cpu():
         multiply_unpacked(loaded.model)
     adapter(loaded.model)
     if trainable_parameters(loaded.model) == 0:
@@ -59,6 +59,14 @@ def cast(model: nn.Module, dtype: mx.Dtype) -> None:
     floats = {name: value for name, value in flat(model.parameters()).items() if mx.issubdtype(value.dtype, mx.floating)}
     chosen = [(name, value.astype(dtype)) for name, value in floats.items() if dtype == mx.float32 or may_cast(name)]
     model.update(tree_unflatten(chosen))
+
+
+def parameters(model: nn.Module) -> int:
+    """How many weights there are: packed ones as many as they unpack to, and their scales and biases not at all."""
+    stored = sum(value.size for value in flat(model.parameters()).values())
+    packed = [module for module in model.modules() if hasattr(module, "bits")]
+    held = sum(module[name].size for module in packed for name in ("weight", "scales", "biases") if name in module)
+    return stored - held + sum(module.weight.size * 32 // module.bits for module in packed)
 
 
 def trainable_parameters(model: nn.Module) -> int:

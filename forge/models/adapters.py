@@ -11,28 +11,25 @@ from typing import Annotated, Any, Literal, get_args
 
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from pydantic import Field, PlainValidator
+from pydantic import PlainValidator
 
 from forge.errors import ModelError
 from forge.models import parts
 from forge.models.dora import DoRAEmbedding, DoRALinear
+from forge.settings import Count, Part, Positive
 
-Role = Literal["attention", "mlp", "linear", "embeddings"]
+Target = Literal["attention", "mlp", "linear", "embeddings"]
 
 
-def _roles(targets: Any) -> list[Role]:
+def _listed(targets: Any) -> list[Target]:
     """`targets` as a list. Raises ValueError."""
-    roles = targets if isinstance(targets, list) else [targets]
-    if not roles or not all(role in get_args(Role) for role in roles):
-        raise ValueError(f"{targets!r} should be one or a list of {', '.join(get_args(Role))}")
-    return roles
+    listed = targets if isinstance(targets, list) else [targets]
+    if not listed or not all(target in get_args(Target) for target in listed):
+        raise ValueError(f"{targets!r} should be one or a list of {', '.join(get_args(Target))}")
+    return listed
 
 
-Targets = Annotated[Role | list[Role], PlainValidator(_roles)]
-Rank = Annotated[int, Field(ge=1)]
-Alpha = Annotated[float, Field(gt=0)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-Layers = Annotated[int, Field(ge=1)]
+Targets = Annotated[Target | list[Target], PlainValidator(_listed)]
 
 _Wrap = Callable[[nn.Module], nn.Module]  # a layer -> the same with an adapter
 
@@ -43,7 +40,7 @@ def full(model: nn.Module) -> None:
     model.unfreeze()
 
 
-def last_layers(model: nn.Module, *, layers: Layers, final_norm: bool = True, head: bool = False, embeddings: bool = False) -> None:
+def last_layers(model: nn.Module, *, layers: Count, final_norm: bool = True, head: bool = False, embeddings: bool = False) -> None:
     """Every weight of the last `layers` blocks, and of what is named: the norm behind them, the output projection, the input embedding.
 
     Where the two are tied, each of `head` and `embeddings` means the one table. Raises ModelError on a quantised model.
@@ -62,21 +59,21 @@ def last_layers(model: nn.Module, *, layers: Layers, final_norm: bool = True, he
 
 
 def lora(
-    model: nn.Module, *, rank: Rank, alpha: Alpha, dropout: Dropout, targets: Targets, layers: Layers | None, norms: bool = False
+    model: nn.Module, *, rank: Count, alpha: Positive, dropout: Part, targets: Targets, layers: Count | None, norms: bool = False
 ) -> None:
     """y = Wx + (alpha / rank) · B A x, with W frozen and B zero at the start (Hu et al. 2021, arXiv 2106.09685)."""
     _adapt(model, partial(_with_lora, rank=rank, scale=alpha / rank, dropout=dropout), targets, layers, norms)
 
 
 def rslora(
-    model: nn.Module, *, rank: Rank, alpha: Alpha, dropout: Dropout, targets: Targets, layers: Layers | None, norms: bool = False
+    model: nn.Module, *, rank: Count, alpha: Positive, dropout: Part, targets: Targets, layers: Count | None, norms: bool = False
 ) -> None:
     """LoRA scaled by alpha / √rank, so that updates keep their size as the rank grows (Kalajdzievski 2023, arXiv 2312.03732)."""
     _adapt(model, partial(_with_lora, rank=rank, scale=alpha / math.sqrt(rank), dropout=dropout), targets, layers, norms)
 
 
 def dora(
-    model: nn.Module, *, rank: Rank, alpha: Alpha, dropout: Dropout, targets: Targets, layers: Layers | None, norms: bool = False
+    model: nn.Module, *, rank: Count, alpha: Positive, dropout: Part, targets: Targets, layers: Count | None, norms: bool = False
 ) -> None:
     """LoRA on the direction of each output's weights, their magnitude trained apart (Liu et al. 2024, arXiv 2402.09353)."""
     _adapt(model, partial(_with_dora, rank=rank, scale=alpha / rank, dropout=dropout), targets, layers, norms)
@@ -85,14 +82,14 @@ def dora(
 def _adapt(model: nn.Module, wrap: _Wrap, targets: Targets, layers: int | None, norms: bool) -> None:
     """`layers` counts blocks from the last; embeddings and the last norm are adapted whatever it says. `norms` are trained in full."""
     blocks = _last(model, layers or len(model.layers))
-    roles = _roles(targets)
-    around = {**parts.embeddings(model), **parts.head(model)} if "embeddings" in roles else {}
+    listed = _listed(targets)
+    around = {**parts.embeddings(model), **parts.head(model)} if "embeddings" in listed else {}
     chosen: list[tuple[nn.Module, dict[str, nn.Module]]] = [(model, around)]
     for block in blocks:
-        names = set().union(*(parts.linear_names(block, role) for role in roles if role != "embeddings"))
+        names = set().union(*(parts.linear_names(block, target) for target in listed if target != "embeddings"))
         chosen.append((block, {name: module for name, module in block.named_modules() if name in names}))
     if not any(found for _, found in chosen):
-        raise ModelError(f"adapter.targets={'+'.join(roles)}: the model has no such linear layer; use targets=linear or adapter=full")
+        raise ModelError(f"adapter.targets={'+'.join(listed)}: the model has no such linear layer; use targets=linear or adapter=full")
     model.freeze()
     for owner, found in chosen:
         owner.update_modules(tree_unflatten([(name, wrap(module)) for name, module in found.items()]))

@@ -88,21 +88,10 @@ class Run:
         about = {**digests, "sources": ledger.source_digests, "packing": ledger.packing, **ledger.counts, "not_used": ledger.examples}
         self.text(json.dumps(about, indent=2, ensure_ascii=False), "data/ledger.json")
 
-    def image(self, figure: Figure | Callable[[], Figure], key: str, step: int) -> None:
-        """Under the step slider of the run's images: the figure as it is now, or one that is drawn in the background.
-
-        What draws it there must not look at anything that training goes on to change.
-        """
-        if step <= self._logged:
-            return
-        if isinstance(figure, Figure):
-            pixels = _pixels(figure)
-            self._writer.call(lambda: self._log_image(pixels, key, step))
-        else:
-            self._writer.call(lambda: self._log_image(_pixels(figure()), key, step))
-
-    def _log_image(self, pixels: np.ndarray, key: str, step: int) -> None:
-        self._client.log_image(self.id, pixels, key=key, step=step, synchronous=True)
+    def image(self, draw: Callable[[], Figure], key: str, step: int) -> None:
+        """Under the step slider of the run's images. Drawn in the background: `draw` must not look at what training goes on to change."""
+        if step > self._logged:
+            self._writer.call(lambda: self._client.log_image(self.id, _pixels(draw()), key=key, step=step, synchronous=True))
 
     def figure(self, figure: Figure, file: str) -> None:
         self._writer.call(lambda: self._client.log_figure(self.id, figure, file))

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 
 from forge import units
 from forge.errors import ConfigError, TrainingError
+from forge.settings import Count, NotNegative, Positive
 from forge.spec import Snapshot
 
 _FEWEST = 10  # reports that make a median
@@ -32,8 +33,8 @@ class EarlyStopping:
     The first evaluation sets the mark, so patience 3 stops after exactly 3 flat ones.
     """
 
-    patience: Annotated[int, Field(ge=1)]
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    patience: Count
+    min_delta: NotNegative = 0.0
     best: float | None = None
     flat: int = 0
 
@@ -58,8 +59,8 @@ class Overfitting:
     Where nothing was reported between two evaluations, the mean before them stands, and so has not fallen.
     """
 
-    evaluations: Annotated[int, Field(ge=1)] | None
-    min_rise: Annotated[float, Field(ge=0)] = 0.0
+    evaluations: Count | None
+    min_rise: NotNegative = 0.0
     rises: int = 0
     last: float | None = None  # val/loss
     mean: float | None = None  # train/loss
@@ -116,8 +117,8 @@ class Divergence:
     """
 
     factor: Annotated[float, Field(ge=1)]
-    nats: Annotated[float, Field(gt=0)]
-    steps: Annotated[int, Field(ge=1)]
+    nats: Positive
+    steps: Count
     window: Annotated[int, Field(ge=_FEWEST)]
     usual: list[float] = field(default_factory=list)
     since: int | None = None

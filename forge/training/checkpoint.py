@@ -145,7 +145,7 @@ class Store:
         flush(self.folder)  # before their history is cut
 
     def _prune(self) -> None:
-        """The chosen one may stop being it while the lowest stays the lowest: both are kept, so no choice is lost."""
+        """Keeps the chosen one and the lowest: the next lowest may leave the noise of the first, and not that of the second."""
         saved = _evaluated_in(self.folder)
         spared = {path_of(self.folder, step) for step in steps(self.folder)[-1 - self._keep :]}
         if saved:

@@ -27,7 +27,7 @@ from forge.training.memory import UNBOUND, Bound
 from forge.training.prefetch import Prefetched
 from forge.training.recompute import recomputed
 from forge.training.update import Update
-from forge.training.world import World
+from forge.training.world import ALONE, World
 
 
 def fit(
@@ -44,14 +44,13 @@ def fit(
     stop: Callable[[], str | None] = lambda: None,
     watch: Callable[[Snapshot], None] = lambda _: None,
     bound: Bound = UNBOUND,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> Result:
     """Train from the store's last checkpoint (or `resume`, or step 0) to the plan's end, or until a callback or `stop` gives a reason.
 
     `emit` gets the history of a resumed run once more: it drops what it has. `watch` is called after each evaluation.
     Raises TrainingError when a loss or gradient is not finite, or memory runs out; the checkpoints saved before stay.
     """
-    world = world or World()
     state = _resumed(model, data, update, callbacks, store, resume, world)
     for step, metrics in state.history:
         emit(metrics, step)  # a kill may have come between a checkpoint and the sending of what it holds
@@ -108,11 +107,12 @@ class _Loop:
         plan, state = self.plan, self.state
         step = state.step + 1
         # Dropout is a function of (seed, process, step), so resuming needs no random state.
-        mx.random.seed(((plan.seed * self.world.size + self.world.rank) << 32) + step)
+        mx.random.seed(((plan.seed * self.world.size + self.world.rank) % 2**32 << 32) + step)
         batches = [self.batches.next() for _ in range(plan.accumulate)]
         self.rows = tuple(row for batch in batches for row in batch.row_ids)
+        own = self.world.share_step(batches, self.gradients.together)
         with self.bound.told(step):
-            loss_sum, count, sums, gradients = self.world.total(accumulate(self.gradients, self.world.share_step(batches)))
+            loss_sum, count, sums, gradients = self.world.total(accumulate(self.gradients, own))
             gradients, norm = normalise(gradients, count, plan.clip_norm)
             self.update.apply(self.model, gradients, plan.lr(step))
             self.world.wait(loss_sum, count, sums, norm, self.update.pending())
@@ -154,7 +154,7 @@ class _Loop:
             asked = self.stop()  # each process has to answer, so that they can agree
             reason = state.reason or asked
             if self.world.first and (state.loss is not None or reason or state.step % self.plan.save_every == 0):
-                state.callbacks = {name: asdict(callback) for name, callback in self.callbacks.items()}  # type: ignore[call-overload]
+                state.callbacks = {name: dict(vars(callback)) for name, callback in self.callbacks.items()}
                 self.store.save(flat(self.model.trainable_parameters()), self.update.arrays, state)
         return reason
 
@@ -226,8 +226,13 @@ def _chosen(store: Store, world: World) -> tuple[int, float, str]:
 
 
 def accumulate(gradients_of: Callable[[Batch], Parts], batches: Sequence[Batch]) -> Parts:
-    """The sums over micro-batches of losses, target counts, further sums, and gradients of the summed loss. Never means."""
+    """The sums over micro-batches of losses, target counts, further sums, and gradients of the summed loss. Never means.
+
+    Several micro-batches' gradients are added in fp32: a 16-bit sum would stand still once it is some hundred times what is added.
+    """
     loss_sum, count, sums, gradients = gradients_of(batches[0])
+    if len(batches) > 1:
+        gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
     for batch in batches[1:]:
         mx.eval(loss_sum, count, sums, gradients)  # frees one graph before the next is built
         loss, number, more, gradient = gradients_of(batch)
@@ -238,13 +243,16 @@ def accumulate(gradients_of: Callable[[Batch], Parts], batches: Sequence[Batch])
 
 
 def normalise(gradients: Any, count: mx.array, clip_norm: float) -> tuple[Any, mx.array]:
-    """Gradients of the mean loss over `count` targets, scaled down to a global norm of at most `clip_norm`; and their norm before."""
+    """Gradients of the mean loss over `count` targets, scaled down to a global norm of at most `clip_norm`; and their norm before.
+
+    In fp32: fp16 holds no mean gradient below 6e-8.
+    """
     count = mx.maximum(count, 1)  # a step without targets must not put 0/0 into the weights
     squares = [mx.square(gradient.astype(mx.float32)).sum() for gradient in flat(gradients).values()]
     norm = mx.sqrt(mx.stack(squares).sum()) / count
     # Scaling by a norm that is NaN would make every gradient NaN; by 0 those alone that are not finite, and they can be named.
     scale = mx.where(mx.isfinite(norm), mx.minimum(1.0, clip_norm / (norm + 1e-6)) / count, 0.0)
-    return tree_map(lambda g: g * scale.astype(g.dtype), gradients), norm
+    return tree_map(lambda g: g.astype(mx.float32) * scale, gradients), norm
 
 
 def _by_source(batches: list[Batch]) -> Iterator[tuple[str, int]]:

@@ -2,7 +2,7 @@
 
 Each set gives, under val/, final/ or test/: loss (nats a target), perplexity, and bits_per_byte (of the text's UTF-8, so that tokenizers
 can be compared), together and as …/<source>. A source of weight 0 is measured, and counts in its own numbers only.
-Cost: one forward pass; memory is that of one batch and, where rows are kept, two numbers a row.
+Cost: one forward pass; memory is that of one batch, and two numbers a row.
 """
 
 import math
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from forge.spec import Batch, Data, Metrics, Scores
 from forge.training.objectives import token_losses
-from forge.training.world import World
+from forge.training.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -27,28 +27,22 @@ class _Sums:
     bytes: int
 
 
-def evaluate(model: nn.Module, data: Data, world: World | None = None) -> Scores:
+def evaluate(model: nn.Module, data: Data, world: World = ALONE) -> Scores:
     """val/… on the fixed tokens of each evaluation. What is not finite is reported as it is, and perplexity may overflow to inf.
 
     The processes of `world` share the batches.
     """
-    sums: dict[str, _Sums] = {}
-    kept: list[tuple[float, int]] = []
-    for name, batches in data.valid.items():
-        rows = _rows(model, batches, world or World())
-        sums[name] = _Sums(*_total(rows), data.valid_bytes.get(name, 0))
-        kept += [] if name in data.unweighted else rows
-    return Scores(_metrics("val", sums, data.unweighted), kept)
+    return _scores("val", model, data.valid, data.valid_bytes, data.unweighted, world)
 
 
-def full_scores(model: nn.Module, data: Data, world: World | None = None) -> dict[str, float]:
+def full_scores(model: nn.Module, data: Data, world: World = ALONE) -> Metrics:
     """final/… on all that evaluation.full_tokens takes of the validation rows."""
-    return _scores("final", model, data.valid_full, data.full_bytes, data.unweighted, world or World())
+    return _scores("final", model, data.valid_full, data.full_bytes, data.unweighted, world).metrics
 
 
-def scores_on_test(model: nn.Module, data: Data) -> dict[str, float]:
+def scores_on_test(model: nn.Module, data: Data) -> Metrics:
     """test/… on the rows that nothing else looks at; empty where none are kept aside."""
-    return _scores("test", model, data.test, data.test_bytes, data.unweighted, World())
+    return _scores("test", model, data.test, data.test_bytes, data.unweighted, ALONE).metrics
 
 
 def forgetting(scores: Metrics, base: Metrics) -> dict[str, float]:
@@ -71,10 +65,8 @@ def row_losses(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[flo
     """The summed loss (nats) and the number of targets of each row, with dropout off while it is gone through."""
     with _evaluating(model):
         for batch in batches:
-            losses_BT, mask_BT = token_losses(model, batch)
-            losses_B, targets_B = losses_BT.astype(mx.float32).sum(axis=1), mask_BT.sum(axis=1)
-            mx.eval(losses_B, targets_B)
-            yield from zip(losses_B.tolist(), map(int, targets_B.tolist()), strict=True)  # type: ignore[arg-type]
+            losses_B = np.array(token_losses(model, batch).sum(axis=1))
+            yield from zip(losses_B.tolist(), batch.mask_BT[:, 1:].sum(axis=1).tolist(), strict=True)
 
 
 @contextmanager
@@ -89,13 +81,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module._set_training_mode(training)
 
 
-def _total(rows: Iterable[tuple[float, int]]) -> tuple[float, int]:
-    loss, targets = 0.0, 0
-    for row_loss, row_targets in rows:
-        loss, targets = loss + row_loss, targets + row_targets
-    return loss, targets
-
-
 def _rows(model: nn.Module, batches: Sequence[Batch], world: World) -> list[tuple[float, int]]:
     """The losses of all rows, in the order of the batches whichever process took them."""
     per_batch = world.join([list(row_losses(model, [batch])) for batch in world.share(batches)])
@@ -104,9 +89,13 @@ def _rows(model: nn.Module, batches: Sequence[Batch], world: World) -> list[tupl
 
 def _scores(
     prefix: str, model: nn.Module, sets: Mapping[str, Sequence[Batch]], sizes: Mapping[str, int], unweighted: frozenset[str], world: World
-) -> dict[str, float]:
-    sums = {name: _Sums(*_total(_rows(model, batches, world)), sizes.get(name, 0)) for name, batches in sets.items()}
-    return _metrics(prefix, sums, unweighted)
+) -> Scores:
+    rows = {name: _rows(model, batches, world) for name, batches in sets.items()}
+    sums = {
+        name: _Sums(sum(loss for loss, _ in each), sum(targets for _, targets in each), sizes.get(name, 0)) for name, each in rows.items()
+    }
+    counted = [row for name, each in rows.items() if name not in unweighted for row in each]
+    return Scores(_metrics(prefix, sums, unweighted), counted)
 
 
 def _metrics(prefix: str, sums: Mapping[str, _Sums], unweighted: frozenset[str]) -> dict[str, float]:

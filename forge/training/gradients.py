@@ -22,16 +22,17 @@ Parts = tuple[mx.array, mx.array, Mapping[str, mx.array], Any]
 class Gradients:
     """Called with a batch: (loss_sum, count, sums, gradients), all yet to be evaluated; gradients as the model's tree of trainable weights.
 
-    An objective that compares rows says in an attribute `rows_together` how many that stand one after another belong together.
+    An objective that compares rows says in an attribute `rows_together` how many that stand one after another belong together; `together`
+    tells that to whoever deals rows out.
     """
 
     def __init__(self, model: nn.Module, objective: Callable[..., Any]):
         self._model = model
         self._value_and_grad = nn.value_and_grad(model, objective)
-        self._together: int = getattr(getattr(objective, "func", objective), "rows_together", 1)
+        self.together: int = getattr(getattr(objective, "func", objective), "rows_together", 1)
 
     def __call__(self, batch: Batch) -> Parts:
-        first, *others = [self._of(part, stream) for part, _, stream in parts(batch, self._together)]
+        first, *others = [self._of(part, stream) for part, _, stream in parts(batch, self.together)]
         for other in others:
             first = tree_map(mx.add, first, other)
         return first

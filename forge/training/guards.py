@@ -1,7 +1,7 @@
 """What ends a run whose numbers stopped being numbers, and says where that began. Costs two comparisons a step while all is well."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import mlx.core as mx
 
 from forge.arrays import flat
 from forge.errors import TrainingError
-from forge.spec import Batch
 
 
 def require_finite(
@@ -17,8 +16,8 @@ def require_finite(
 ) -> None:
     """Raises TrainingError where one of `values` (train/loss, train/grad_norm, …) is NaN or infinite.
 
-    `where`: what was computed on, such as rows(…). `trees`, asked for only then: trees of arrays by what they hold, in the order in which
-    one spoils the next ({"weight": the weights before the step, frozen ones too, "gradient": …}). `last` gives the last good checkpoint.
+    `where`: what was computed on, such as the step's rows. `trees`, asked for only then: trees of arrays by what they hold, in the order in
+    which one spoils the next ({"frozen weight": …, "gradient": …}). `last` gives the last good checkpoint.
     """
     for name, value in values.items():
         if not math.isfinite(value):
@@ -38,8 +37,3 @@ def culprit(trees: Mapping[str, Any], name: str) -> str:
             return f"{kind} {bad[0]} holds {what}, the first of {len(bad)} among {len(arrays)}"
     looked_at = " and ".join(f"every {kind}" for kind in trees)
     return f"{looked_at} is finite, only {name} is not"
-
-
-def rows(batches: Sequence[Batch]) -> str:
-    """Where the rows of a step came from."""
-    return f"rows: {' | '.join(row for batch in batches for row in batch.row_ids)}"

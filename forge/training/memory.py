@@ -19,6 +19,7 @@ import mlx.core as mx
 import psutil
 
 from forge.errors import ConfigError, TrainingError
+from forge.training.formulation import on_cpu
 
 _GB, _GIB = 10**9, 2**30
 _ROOM = 0.95  # of a limit, for what is computed ahead and not measured
@@ -67,7 +68,7 @@ class Bound:
             raise TrainingError(
                 f"step {step}: out of memory at {_gb(peak)} ({str(error).strip() or type(error).__name__}); {self._way_out(peak, before)}"
             ) from error
-        if _on_gpu():
+        if not on_cpu():
             mx.set_cache_limit(max(0, mx.get_peak_memory() - before))
 
     def _way_out(self, peak: int, fixed: int) -> str:
@@ -87,7 +88,7 @@ def limited(limit: str | None, setup: Setup) -> Iterator[Bound]:
     former: list[tuple[Callable[[int], int], int]] = []
     if allowed is not None:
         former.append((mx.set_memory_limit, mx.set_memory_limit(allowed)))
-    if _on_gpu():
+    if not on_cpu():
         former.append((mx.set_cache_limit, mx.set_cache_limit(allowed or total())))
         if mx.metal.is_available():
             former.append((mx.set_wired_limit, mx.set_wired_limit(min(allowed or total(), total()))))
@@ -111,7 +112,7 @@ def metrics() -> dict[str, float]:
 
 def total() -> int:
     """Bytes that MLX can use: Metal's recommended working set, a CUDA device's memory, else the machine's or its control group's."""
-    if _on_gpu():
+    if not on_cpu():
         about = mx.device_info()
         return int(about.get("max_recommended_working_set_size") or about["total_memory"])
     return min([psutil.virtual_memory().total, *_allowed()])
@@ -204,10 +205,6 @@ def _allowed(listed: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/f
             if folder.is_relative_to(mount) and (folder / name).is_file():
                 text = (folder / name).read_text().strip()
                 yield from () if text == "max" else (int(text),)
-
-
-def _on_gpu() -> bool:
-    return bool(mx.default_device() != mx.Device(mx.cpu))
 
 
 def _gb(size: int) -> str:

@@ -9,13 +9,12 @@ Letters: B rows, T positions, N targets, D hidden size.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from pydantic import Field
 
+from forge.settings import Count, NotNegative, Part
 from forge.spec import Batch
 from forge.training import cross_entropy
 from forge.training.cross_entropy import Terms
@@ -23,9 +22,6 @@ from forge.training.ends import Head, Noise, hidden_states
 from forge.training.streams import parts
 
 Sums = tuple[mx.array, tuple[mx.array, Mapping[str, mx.array]]]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 CHUNK = 256
 
 
@@ -34,9 +30,9 @@ def causal_lm(
     batch: Batch,
     *,
     chunk: Count = CHUNK,
-    label_smoothing: Share = 0.0,
-    z_loss: Weight = 0.0,
-    neftune_alpha: Weight = 0.0,
+    label_smoothing: Part = 0.0,
+    z_loss: NotNegative = 0.0,
+    neftune_alpha: NotNegative = 0.0,
 ) -> Sums:
     """Cross-entropy of each target given what stands before it in its document, in nats; plain, or with the terms of cross_entropy.Terms.
 
@@ -53,17 +49,17 @@ def causal_lm(
     return loss, (mx.array(targets_N.size), sums | ({"z_loss": z} if z_loss else {}))
 
 
-def token_losses(model: nn.Module, batch: Batch, *, chunk: int = CHUNK) -> tuple[mx.array, mx.array]:
-    """losses_BT (nats, fp32, 0 where there is no target) and mask_BT, which is what evaluation adds up by row. Without gradients."""
-    mask_BT = batch.mask_BT[:, 1:]
-    losses, where = [mx.zeros((1,))], np.zeros(mask_BT.size, dtype=np.int32)
+def token_losses(model: nn.Module, batch: Batch, *, chunk: int = CHUNK) -> mx.array:
+    """losses_BT (nats, fp32, 0 where there is no target), which evaluation adds up by row. Without gradients."""
+    height, width = batch.tokens_BT.shape
+    losses, where = [mx.zeros((1,))], np.zeros(height * (width - 1), dtype=np.int32)
     for part, rows, stream in parts(batch):
         with mx.stream(stream):
             head, hidden_ND, targets_N, where_N = _at_targets(model, part, None)
             losses.append(cross_entropy.each(head, mx.stop_gradient(hidden_ND), targets_N, chunk))
         row_N, position_N = np.divmod(where_N, part.tokens_BT.shape[1] - 1)
-        where[rows[row_N] * mask_BT.shape[1] + position_N] = sum(each.size for each in losses[:-1]) + np.arange(len(where_N))
-    return mx.concatenate(losses)[mx.array(where)].reshape(mask_BT.shape), mx.array(mask_BT)
+        where[rows[row_N] * (width - 1) + position_N] = sum(each.size for each in losses[:-1]) + np.arange(len(where_N))
+    return mx.concatenate(losses)[mx.array(where)].reshape(height, width - 1)
 
 
 def shift(batch: Batch) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:

@@ -6,32 +6,26 @@ Lion and Muon, about none for Adafactor.
 """
 
 import math
-from typing import Annotated, Any
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optimizers
-from pydantic import Field
 
 from forge.errors import ConfigError
-from forge.settings import Role
-
-Rate = Annotated[float, Field(gt=0)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+from forge.settings import Count, NotNegative, Part, Positive, Role
 
 
-def adam(*, lr: Rate, beta1: Beta, beta2: Beta, eps: Rate) -> optimizers.Optimizer:
+def adam(*, lr: Positive, beta1: Part, beta2: Part, eps: Positive) -> optimizers.Optimizer:
     """Adam (Kingma & Ba 2014, arXiv 1412.6980) without decay."""
     return Adam(lr, beta1, beta2, eps, weight_decay=0.0)
 
 
-def adamw(*, lr: Rate, beta1: Beta, beta2: Beta, eps: Rate, weight_decay: NotNegative) -> optimizers.Optimizer:
+def adamw(*, lr: Positive, beta1: Part, beta2: Part, eps: Positive, weight_decay: NotNegative) -> optimizers.Optimizer:
     """AdamW as published (Loshchilov & Hutter 2017, arXiv 1711.05101): w shrinks by lr · weight_decay · w, apart from the gradient."""
     return Adam(lr, beta1, beta2, eps, weight_decay)
 
 
-def sgd(*, lr: Rate, momentum: Beta, nesterov: bool, weight_decay: NotNegative) -> optimizers.Optimizer:
+def sgd(*, lr: Positive, momentum: Part, nesterov: bool, weight_decay: NotNegative) -> optimizers.Optimizer:
     """v = momentum · v + g + weight_decay · w; w = w - lr · v. Decay is part of the gradient, so momentum multiplies it by
     1 / (1 - momentum). Raises ConfigError for nesterov without momentum.
     """
@@ -40,13 +34,13 @@ def sgd(*, lr: Rate, momentum: Beta, nesterov: bool, weight_decay: NotNegative) 
     return optimizers.SGD(lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
 
-def lion(*, lr: Rate, beta1: Beta, beta2: Beta, weight_decay: NotNegative) -> optimizers.Optimizer:
+def lion(*, lr: Positive, beta1: Part, beta2: Part, weight_decay: NotNegative) -> optimizers.Optimizer:
     """w = w - lr · (sign(beta1 · m + (1 - beta1) · g) + weight_decay · w); m = beta2 · m + (1 - beta2) · g (Chen et al. 2023)."""
     return optimizers.Lion(lr, betas=[beta1, beta2], weight_decay=weight_decay)
 
 
 def adafactor(
-    *, lr: Rate, beta1: Beta | None, decay_rate: Rate, clip_threshold: Rate, weight_decay: NotNegative, scale_parameter: bool
+    *, lr: Positive, beta1: Part | None, decay_rate: Positive, clip_threshold: Positive, weight_decay: NotNegative, scale_parameter: bool
 ) -> optimizers.Optimizer:
     """Adafactor (Shazeer & Stern 2018, arXiv 1804.04235) that follows the schedule, and not its own relative step sizes.
 
@@ -66,14 +60,14 @@ def adafactor(
 
 def muon(
     *,
-    lr: Rate,
-    momentum: Beta,
+    lr: Positive,
+    momentum: Part,
     weight_decay: NotNegative,
     newton_schulz_steps: Count,
-    adamw_factor: Rate,
-    beta1: Beta,
-    beta2: Beta,
-    eps: Rate,
+    adamw_factor: Positive,
+    beta1: Part,
+    beta2: Part,
+    eps: Positive,
 ) -> optimizers.Optimizer:
     """Muon for matrices; the other weights get AdamW (beta1, beta2, eps, the same decay) at lr · adamw_factor."""
     return Muon(lr, momentum, weight_decay, newton_schulz_steps, Adam(lr, beta1, beta2, eps, weight_decay), adamw_factor)

@@ -10,6 +10,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
+
+from forge.arrays import flat
 
 # mx.random's functions, each of which takes one key off the global state unless it is given one.
 _SAMPLERS: tuple[str, ...] = ("bernoulli", "categorical", "gumbel", "laplace", "multivariate_normal", "normal")
@@ -52,11 +55,31 @@ def _recomputing(call: Callable[..., Any]) -> Callable[..., Any]:
                 block.update(present)  # or the model would hold on to the graph of the backward pass
 
         attention, key = mx.fast.scaled_dot_product_attention, state[0]
-        outputs = mx.checkpoint(inside)(block.trainable_parameters(), *args, **kwargs)
+        weights, first = _gradients_at_once(block.trainable_parameters(), args[0])
+        outputs = mx.checkpoint(inside)(weights, first, *args[1:], **kwargs)
         then = _as_then(attention, key)  # for the second time, in the backward pass
         return outputs
 
     return recompute
+
+
+def _gradients_at_once(*trees: Any) -> Any:
+    """`trees`, with gradients of which none is there before all are.
+
+    MLX walks graphs in breadth (forge.blas): by itself it would compute the weights' gradients last, and keep the inside of all blocks.
+    """
+
+    @mx.custom_function
+    def same(*trees: Any) -> Any:
+        return trees
+
+    @same.vjp
+    def same_vjp(_: Any, cotangents: Any, __: Any) -> Any:
+        all_of_them = list(flat(cotangents).values())
+        waited = iter(mx.depends(all_of_them, all_of_them))
+        return tree_map(lambda _: next(waited), cotangents)
+
+    return same(*trees)
 
 
 @contextmanager

@@ -5,16 +5,11 @@ learning_rate() puts warm-up before a shape and cool-down behind it, so that eve
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from forge.errors import ConfigError
+from forge.settings import Count, Part, Positive, Share
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Part = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Cooldown = Literal["linear", "1-sqrt"]
 
 

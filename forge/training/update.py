@@ -19,6 +19,7 @@ from forge.arrays import flat, scalar
 from forge.errors import TrainingError
 from forge.models.roles import roles
 from forge.settings import Role
+from forge.training.formulation import on_cpu
 from forge.training.optim import Muon, peak_of
 
 Arrays = dict[str, mx.array]
@@ -70,7 +71,7 @@ class Update:
         self._latest: Arrays = {}
         self._states = [group.optimizer.state for group in self._groups]
         self._advance: Callable[..., tuple[Arrays, Arrays]] = self._formula
-        if mx.default_device() != mx.Device(mx.cpu):
+        if not on_cpu():
             self._advance = mx.compile(self._formula, inputs=self._states, outputs=self._states)
 
     def apply(self, model: nn.Module, gradients: Any, lr: float) -> None:

@@ -5,7 +5,7 @@ Sums over all rows make the same step on each process, so weights stay equal to 
 only in the rows that they compute.
 
 Cost: the gradients in fp32 once round the ring each step, and once more in memory; between two processes of one machine 50 MB take some
-0.06 s, 16-bit ones five times that on a CPU, and a few numbers 0.2 ms, or up to 10 where all cores are busy. World() alone costs nothing.
+0.06 s, 16-bit ones five times that on a CPU, and a few numbers 0.2 ms, or up to 10 where all cores are busy. ALONE costs nothing.
 """
 
 import json
@@ -84,26 +84,16 @@ class World:
         self.wait(written)
         return np.array(written).tobytes().decode()
 
-    def vote(self, reason: str | None) -> mx.array:
-        """Whether this process has a reason to stop, to be summed with what else total() is given; elected() then tells everyone."""
-        votes = np.zeros(self.size, np.int32)
-        votes[self.rank] = reason is not None
-        return mx.array(votes)
-
-    def elected(self, votes: mx.array, reason: str | None) -> str | None:
-        """The reason of the lowest process that has one, from the sum of the votes. No message where none has."""
+    def any(self, reason: str | None) -> str | None:
+        """The reason of the lowest process that has one."""
         if self.size == 1:
             return reason
+        own = np.zeros(self.size, np.int32)
+        own[self.rank] = reason is not None
+        votes = self.total(mx.array(own))
+        self.wait(votes)
         raised = np.flatnonzero(np.array(votes))
         return self.agree(reason, int(raised[0])) if len(raised) else None
-
-    def any(self, reason: str | None) -> str | None:
-        """elected() with a message of its own."""
-        if self.size == 1:
-            return reason
-        votes = self.total(self.vote(reason))
-        self.wait(votes)
-        return self.elected(votes, reason)
 
     def require_same(self, what: str, mark: str) -> None:
         """Raises TrainingError on every process where one has another `mark`, such as a digest of the data."""
@@ -157,8 +147,8 @@ class World:
         owners = np.where(rounds % 2, self.size - 1 - places, places)  # back and forth, so that none gets the longest of each round
         own = np.sort(np.argsort(-lengths_G, kind="stable")[owners == self.rank])
         if len(own):
-            return _rows(batch, own, together)
-        stand_in = _rows(batch, np.array([0]), together)
+            return batch.take((own[:, None] * together + np.arange(together)).reshape(-1))
+        stand_in = batch.take(range(together))
         return replace(stand_in, mask_BT=np.zeros_like(stand_in.mask_BT))
 
     def quiet(self) -> AbstractContextManager[Any]:
@@ -185,15 +175,18 @@ class World:
             self._watch.farewell = None
 
 
+ALONE = World()
+
+
 def world() -> World:
-    """The processes that mlx.launch started this one with; World() where it did not. Raises TrainingError where they don't meet.
+    """The processes that mlx.launch started this one with; ALONE where it did not. Raises TrainingError where they don't meet.
 
     Call it before anything that may fail and before signal handlers are set: the others wait for this process, up to 31 s, and can't be
     interrupted. From then on a SIGTERM comes when mlx.launch is killed, and wait() is cut off when a process of this machine has ended.
     """
     rank, hosts = os.environ.get("MLX_RANK"), os.environ.get("MLX_HOSTFILE")
     if rank is None or (hosts and not Path(hosts).read_text().strip()):  # `mlx.launch -n 1` gives an empty file
-        return World()
+        return ALONE
     machine, launcher = zlib.crc32(platform.node().encode()), os.getppid()
     try:
         group = mx.distributed.init(strict=True)
@@ -248,10 +241,3 @@ def _messages(arrays: Sequence[tuple[str, mx.array]]) -> Iterator[tuple[list[tup
                     lot, size = [], 0
         if lot:
             yield lot, wide
-
-
-def _rows(batch: Batch, groups: np.ndarray, together: int) -> Batch:
-    rows = (groups[:, None] * together + np.arange(together)).reshape(-1)
-    arrays = {name: getattr(batch, name)[rows] for name in ("tokens_BT", "mask_BT", "segments_BT")}
-    row_ids, sources = (tuple(of[row] for row in rows) if of else () for of in (batch.row_ids, batch.sources))
-    return replace(batch, **arrays, row_ids=row_ids, sources=sources)

@@ -153,6 +153,15 @@ def test_products_with_unpacked_weights_are_the_same_products(bits: int) -> None
     assert all(np.array_equal(np.array(value), before[name]) for name, value in flat(model.parameters()).items())
 
 
+@ALL_BITS
+def test_packed_weights_are_counted_one_by_one(bits: int) -> None:
+    """64 · 48 and a bias of 48; 40 · 64. An adapter's own weights are counted beside."""
+    model = nn.Sequential(nn.Linear(64, 48), nn.Embedding(40, 64), nn.RMSNorm(7))
+    nn.quantize(model, group_size=32, bits=bits)
+    model.layers[2].lora_a = mx.zeros((7, 2))
+    assert models.parameters(model) == 64 * 48 + 48 + 40 * 64 + 7 + 14
+
+
 def test_a_backward_pass_keeps_no_unpacked_weights() -> None:
     """16 layers of 256 x 256: 4 MiB in fp32 if all were kept, a few of 0.25 MiB if not."""
     model = nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(16)])

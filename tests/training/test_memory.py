@@ -98,7 +98,7 @@ def test_metrics_tell_what_is_in_use_what_was_at_most_and_what_the_process_holds
 
 def test_what_mlx_keeps_is_bounded_by_what_a_step_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU. Arrays of 20, 24, … 56 MiB one after another, 10 MiB held: the peak is 66, so 56 may be kept; without a bound 380 are."""
-    monkeypatch.setattr(memory, "_on_gpu", lambda: True)
+    monkeypatch.setattr(memory, "on_cpu", lambda: False)
     monkeypatch.setattr(memory, "total", lambda: 10 * GB)
     before = mx.set_cache_limit(0)
     mx.set_cache_limit(before)
@@ -127,7 +127,7 @@ def test_where_metal_trains_its_working_set_stays_resident(monkeypatch: pytest.M
         resident.append(limit)
         return resident[-2]
 
-    monkeypatch.setattr(memory, "_on_gpu", lambda: True)
+    monkeypatch.setattr(memory, "on_cpu", lambda: False)
     monkeypatch.setattr(memory, "total", lambda: 20 * GB)
     monkeypatch.setattr(mx, "set_wired_limit", wire)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
@@ -257,6 +257,6 @@ def test_a_cpu_s_memory_is_the_machine_s_or_what_a_group_leaves(monkeypatch: pyt
     [({"memory_size": 32, "max_recommended_working_set_size": 24, "device_name": "Apple"}, 24), ({"total_memory": 80}, 80)],
 )
 def test_a_gpu_s_memory_is_its_own(monkeypatch: pytest.MonkeyPatch, about: dict[str, Any], expected: int) -> None:
-    monkeypatch.setattr(memory, "_on_gpu", lambda: True)
+    monkeypatch.setattr(memory, "on_cpu", lambda: False)
     monkeypatch.setattr(mx, "device_info", lambda: about)
     assert memory.total() == expected
