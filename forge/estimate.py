@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from forge import paths
@@ -84,7 +86,7 @@ def estimate(config: Config, parts: Parts, update: Update, steps: Plan) -> Estim
         memory=_by_part(weights, size(model.trainable_parameters()) / _GIB, size(update.arrays) / _GIB, peak),
         peak_gib=peak,
         checkpoint_gib=checkpoint,
-        disk_gib=checkpoint * (3 + config.trainer.keep) + weights * config.release.enabled,
+        disk_gib=checkpoint * (4 + config.trainer.keep) + _released(model) / _GIB * config.release.enabled,
         seconds={
             "training": total * step_s * sample.ratio,
             "evaluations": evaluations * statistics.median(_series(log, "perf/eval_s")),
@@ -104,9 +106,11 @@ def keep(made: Estimate) -> Path:
 
 def kept(identity: str) -> Estimate | None:
     """What was estimated for a configuration on this machine's kind of device, if anything was."""
-    file = _file(identity)
-    found = Estimate(**json.loads(file.read_text())) if file.is_file() else None
-    return found if found and found.device == device.describe()["forge.device_name"] else None
+    try:
+        found = Estimate(**json.loads(_file(identity).read_text()))
+    except (FileNotFoundError, TypeError, ValueError):  # none, or another version's
+        return None
+    return found if found.device == device.describe()["forge.device_name"] else None
 
 
 def score(made: Estimate, result: Result, seconds: float) -> Metrics:
@@ -145,6 +149,12 @@ class _Sample(Batches):
     def _at(self, cursor: int) -> Batch:
         self._batches.cursor = cursor
         return self._batches.next()
+
+
+def _released(model: nn.Module) -> int:
+    """Bytes of the fused model, which is not packed."""
+    width = max(value.dtype.size for value in flat(model.parameters()).values() if mx.issubdtype(value.dtype, mx.floating))
+    return parameters(model) * width
 
 
 def _by_part(weights: float, gradients: float, state: float, peak: float) -> dict[str, float]:

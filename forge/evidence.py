@@ -28,7 +28,7 @@ def configuration(run: Run, config: Config, overrides: list[str]) -> None:
     run.params(_curated(config))
 
 
-def parts(run: Run, config: Config, parts: Parts, steps: Plan, account: Ledger) -> None:
+def data_and_model(run: Run, config: Config, parts: Parts, steps: Plan, account: Ledger) -> None:
     run.data(account, {name: s.source for name, s in config.data.sources.items()})
     run.table(ledger.table(account), "data/ledger_table.json")
     run.figure(lengths.draw(parts.data.lengths, config.data.sequence_length), "data/lengths.png")

@@ -92,7 +92,7 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
         evidence.configuration(run, config, overrides)
         job = _Job.of(config, ranks.agree(run.id) or "", ranks)
         account = planned(job.parts.data, job.steps)
-        evidence.parts(run, config, job.parts, job.steps, account)
+        evidence.data_and_model(run, config, job.parts, job.steps, account)
         if broken := ledger.broken(account, config.data.limits):
             raise DataError("\n".join(broken))
         forecast = estimate.kept(config.identity)

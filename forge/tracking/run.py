@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,6 @@ class Run:
 
     def _end(self, status: str, cause: str | None) -> None:
         try:
-            self._stop.close()
             if self._writer.non_finite:
                 self.tags({"forge.non_finite_metrics": str(self._writer.non_finite)})
             if self._writer.lost:
@@ -121,6 +120,9 @@ class Run:
         except MlflowException as error:  # must not take the place of what ended the run
             why = provenance.redact(str(error).splitlines()[0])
             print(f"forge: MLflow could not be told that the run is {status} ({why}); its page says RUNNING until resume=auto ends it")
+        finally:
+            with suppress(MlflowException):
+                self._stop.close()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ class _Loop:
     world: World
     state: State
     rows: tuple[str, ...] = ()
+    counted: float = field(default_factory=time.perf_counter)  # up to when the run's seconds are
 
     def step(self) -> dict[str, float]:
         """One optimizer step, which moves the state on. Returns its metrics; empty where log_every leaves it out."""
@@ -128,7 +129,6 @@ class _Loop:
         for name, number in _by_source(batches):
             state.source_tokens[name] = state.source_tokens.get(name, 0) + number
         seconds = time.perf_counter() - started
-        state.seconds += seconds
         if step % plan.log_every and step != plan.total_steps:
             return {}
         metrics |= {f"train/{name}": scalar(value) / targets for name, value in sums.items()}
@@ -136,7 +136,7 @@ class _Loop:
         metrics |= {f"train/epoch/{name}": epochs for name, epochs in self.batches.epochs(state.cursor).items()}
         metrics |= {f"train/share/{name}": tokens / state.tokens for name, tokens in state.source_tokens.items()}
         metrics |= {**_speed(batches, seconds), **memory.metrics()}
-        return metrics | {"perf/eta_s": state.seconds / step * (plan.total_steps - step)}
+        return metrics | {"perf/eta_s": (state.seconds + seconds) / step * (plan.total_steps - step)}
 
     def settle(self, metrics: dict[str, float], evaluate_now: bool) -> str | None:
         """The end of each step: evaluate when due, tell, ask whether to stop, save. Returns the reason to stop."""
@@ -145,6 +145,7 @@ class _Loop:
         with self.update.evaluated(self.model):
             if evaluate_now:
                 metrics |= self._evaluate()
+            state.seconds, self.counted = state.seconds + time.perf_counter() - self.counted, time.perf_counter()
             self._tell(metrics, evaluate_now)
             snapshot = self._snapshot(metrics)
             reasons = [why for callback in self.callbacks.values() if (why := callback(snapshot))] if self.world.first else []
