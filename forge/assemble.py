@@ -14,6 +14,7 @@ from forge.errors import DataError, ModelError
 from forge.models import Loaded, parameters, trainable_parameters
 from forge.models.translate import window
 from forge.spec import Data, Fetch, Ledger, Packing, Plan
+from forge.training import guards
 from forge.training.checkpoint import Store
 from forge.training.formulation import on_cpu
 from forge.training.isolation import keeps_apart
@@ -21,6 +22,7 @@ from forge.training.memory import Setup
 from forge.training.schedules import learning_rate
 from forge.training.update import Update
 
+_WIDE = 4  # bytes of a gradient: it is computed in the model's type, and added and normalised in fp32
 _LONGEST_MASK = 4096  # tokens: a mask given as an array costs Metal's backward pass memory by the square of it
 
 
@@ -62,8 +64,13 @@ def _packing(config: Config, loaded: Loaded) -> Packing:
 
 
 def _check_fit(config: Config, loaded: Loaded) -> None:
-    """Raises ModelError where the tokenizer has more tokens than the model, or a row more positions: MLX would compute on regardless."""
-    known = loaded.model(mx.array([[0]])).shape[-1]
+    """Raises ModelError where the weights aren't finite, the tokenizer has more tokens than the model, or a row more positions: MLX would
+    compute on regardless."""
+    logits = loaded.model(mx.array([[0]]))
+    if not mx.isfinite(logits).all().item():
+        what = guards.culprit({"weight": loaded.model.parameters()}, "what it gives")
+        raise ModelError(f"{loaded.lineage.uri}: the base gives no finite numbers: {what}; take another copy of it")
+    known = logits.shape[-1]
     largest = max(loaded.tokenizer.get_vocab().values())
     if largest >= known:
         raise ModelError(f"the tokenizer's largest id is {largest}, but the model knows {known} tokens: they don't belong together")
@@ -133,6 +140,7 @@ def setup_of(config: Config, loaded: Loaded) -> Setup:
         gradient_checkpointing=config.trainer.gradient_checkpointing,
         whole=trainable_parameters(loaded.model) == parameters(loaded.model),
         quantised="quantization" in loaded.config,
+        gradients=_WIDE * trainable_parameters(loaded.model),
     )
 
 

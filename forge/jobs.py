@@ -38,7 +38,7 @@ def preflight(argv: list[str]) -> Jobs | None:
     """
     from hydra._internal.utils import get_args_parser
 
-    args = get_args_parser().parse_args(argv)
+    args = get_args_parser().parse_intermixed_args(argv)
     if args.help or args.hydra_help or args.info or args.shell_completion:
         return None
     if args.config_path:
@@ -64,7 +64,8 @@ def preflight(argv: list[str]) -> Jobs | None:
         raise ConfigError("\n".join(problems))
     _refuse_duplicates(configs, overrides)
     checked = tuple(c for c in configs if c is not None)
-    words = tuple(_accept_any_key(word, folders) if word in args.overrides else word for word in argv)
+    flags = [word for word in argv if word not in args.overrides]  # Hydra takes them in front only
+    words = (*flags, *(_accept_any_key(word, folders) for word in args.overrides))
     return Jobs(checked, swept, args.multirun, bool(args.cfg), words)
 
 

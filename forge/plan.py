@@ -72,13 +72,19 @@ def _print(made: "Estimate", rates: str, picture: Path) -> None:
     table.add_row("steps", f"{made.steps:,}")
     table.add_row("tokens", f"{made.tokens:,.0f} targets")
     table.add_row("epochs", ", ".join(f"{name} {epochs:.2f}" for name, epochs in made.epochs.items()))
-    table.add_row("learning rate", f"{rates}  [dim]{picture}[/dim]")
+    table.add_row("learning rate", rates)
     table.add_row("trained", f"{made.trainable:,} of {made.parameters:,} parameters ({made.trainable / made.parameters:.2%})")
-    table.add_row("memory", f"{made.peak_gib:.2f} GiB: " + ", ".join(f"{what} {gib:.2f}" for what, gib in made.memory.items()))
-    table.add_row("disk", f"{made.disk_gib:.2f} GiB, at {made.checkpoint_gib:.2f} a checkpoint")
+    table.add_row("memory", f"{_size(made.peak_gib)}: " + ", ".join(f"{what} {_size(gib)}" for what, gib in made.memory.items()))
+    table.add_row("disk", f"{_size(made.disk_gib)}, at {_size(made.checkpoint_gib)} a checkpoint")
     table.add_row("time", f"{_clock(made.total_seconds)}: " + ", ".join(f"{what} {_clock(s)}" for what, s in made.seconds.items()))
-    table.add_row("on", made.device)
+    table.add_row("on", f"{made.device}; start, tracking and release come on top")
     console.print(table)
+    print(f"the learning rate as a picture: {picture}")
+
+
+def _size(gib: float) -> str:
+    """1.5 -> "1.50 GiB", 0.0123 -> "12.6 MiB"."""
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.1f} MiB"
 
 
 def _clock(seconds: float) -> str:

@@ -3,6 +3,7 @@
 forge.config does the reporting. Imports no mlx, mlflow or hydra.
 """
 
+import re
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,12 @@ def _cadence(value: Any) -> Any:
     return value
 
 
+def _memory(value: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)? ?(GB|%)", value):
+        raise ValueError(f"{value!r}: write what MLX may use, such as '12 GB', or a share of the machine's, such as '80%'")
+    return value
+
+
 Duration = Annotated[str, BeforeValidator(_duration)]
 Cadence = Annotated[Duration, AfterValidator(_cadence)]
 Length = Annotated[Duration, AfterValidator(_length)]
@@ -43,7 +50,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 Role = Literal["norm", "bias", "embedding", "head", "lora_a", "lora_b", "matrix"]
-MemoryLimit = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?(GB|%)$")]
+MemoryLimit = Annotated[str, AfterValidator(_memory)]
 OverLength = Literal["error", "drop", "split", "truncate_left", "truncate_right"]
 Mask = Literal["all", "assistant", "last"]
 

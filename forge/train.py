@@ -20,14 +20,20 @@ def main(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    asked = jobs.preflight(argv)
+    follows = os.environ.get("MLX_RANK", "0") != "0"
+    try:
+        asked = jobs.preflight(argv)
+    except ConfigError as error:
+        if follows:
+            return error.exit_code  # the first process says it
+        raise
     if asked is None or asked.show:
         jobs.launch(lambda _: None, asked.argv if asked else argv)
         return 0
     paths.require_writable()
     if "MLX_RANK" in os.environ and asked.multirun:
         raise ConfigError("a sweep inside mlx.launch: leave out -m, and start each run with its own mlx.launch")
-    if os.environ.get("MLX_RANK", "0") != "0":  # it keeps nothing, so it needs no folder of Hydra's
+    if follows:  # it keeps nothing, so it needs no folder of Hydra's
         from forge.runner import train
 
         train(asked.configs[0], [])

@@ -142,3 +142,13 @@ def test_rows_longer_than_a_window_that_mlx_lm_ignores_are_refused(make_tiny_mod
 
     with pytest.raises(ModelError, match=r"data\.sequence_length=32: its layers see 16 positions, .* set it to 16 or less"):
         built(loader)
+
+
+def test_a_base_that_holds_nan_is_named_and_not_taken_for_one_that_mixes_documents(make_tiny_model: Callable[..., Loaded]) -> None:
+    def loader(*_: Any) -> Loaded:
+        loaded = make_tiny_model()
+        loaded.model.model.norm.weight = loaded.model.model.norm.weight * float("nan")
+        return loaded
+
+    with pytest.raises(ModelError, match=r"the base gives no finite numbers: weight model\.norm\.weight holds NaN"):
+        built(loader)

@@ -154,3 +154,9 @@ def test_what_the_check_accepts_hydra_accepts(shell: Shell, override: str) -> No
 
 def test_cfg_of_a_sweep_is_refused_in_one_line(shell: Shell) -> None:
     assert len(shell.refused("-m", "--cfg", "job", "seed=1,2")) == 1
+
+
+def test_flags_may_stand_behind_overrides(shell: Shell) -> None:
+    done = shell.forge("optimizer.lr=0.25", "--cfg", "job")
+    assert (done.code, done.errors) == (0, [])
+    assert yaml.safe_load(done.out)["optimizer"]["lr"] == 0.25

@@ -21,9 +21,10 @@ def require_finite(
     """
     for name, value in values.items():
         if not math.isfinite(value):
+            way_out = "Lower optimizer.lr or trainer.clip_norm, or look at these rows and at the base model"
             raise TrainingError(
                 f"step {step}: {name} is {value}; {where}; {culprit(trees(), name)}; the last good checkpoint is {last() or 'none yet'}. "
-                "Lower optimizer.lr or trainer.clip_norm, or look at these rows and at the base model"
+                + (way_out if step else "Look at the base model")
             )
 
 

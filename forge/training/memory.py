@@ -20,6 +20,7 @@ import psutil
 
 from forge.errors import ConfigError, TrainingError
 from forge.training.formulation import on_cpu
+from forge.training.streams import side_by_side
 
 _GB, _GIB = 10**9, 2**30
 _ROOM = 0.95  # of a limit, for what is computed ahead and not measured
@@ -30,7 +31,9 @@ _ALLOCATION = re.compile(
 
 @dataclass(frozen=True)
 class Setup:
-    """The settings that a step's memory depends on. `whole`: every weight is trained, not an adapter; `quantised`: the base is."""
+    """What a step's memory depends on. `whole`: every weight is trained, not an adapter; `quantised`: the base is; `gradients`: bytes of
+    one set of them.
+    """
 
     micro_batch: int
     accumulate: int
@@ -38,6 +41,7 @@ class Setup:
     gradient_checkpointing: bool = False
     whole: bool = True
     quantised: bool = False
+    gradients: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Bound:
         """After each step. Raises TrainingError when the peak passed the limit."""
         peak = mx.get_peak_memory()
         if self.limit is not None and peak > self.limit:
-            way_out = self._way_out(peak, mx.get_active_memory())
+            way_out = self._way_out(peak, mx.get_active_memory() - self.setup.gradients)  # the step still holds its own
             raise TrainingError(f"step {step}: memory peaked at {_gb(peak)}, above {self.words}; {way_out}")
 
     @contextmanager
@@ -126,13 +130,19 @@ def out_of_memory(error: BaseException) -> bool:
 def fits(setup: Setup, used_bytes: int, limit_bytes: int, fixed_bytes: int = 0) -> str:
     """What to change so that a step which peaked at `used_bytes` stays below the limit: in words, with overrides to type.
 
-    `fixed_bytes`: what no row adds to (weights, the optimizer's state); the rest is taken to grow with the rows of a micro-batch. 8 rows
-    that peak at 10 GB, 2 of them fixed, need 6 GB as 4 rows: "trainer.micro_batch=4 trainer.accumulate=2" is the same step below 8 GB.
+    `fixed_bytes`: what no row adds to (weights, the optimizer's state), besides gradients: a set for each part that the CPU computes on its
+    own, one for the sum of several micro-batches, one while the update is made. The rest is taken to grow with the rows. 8 rows that peak
+    at 10 GB, 2 of them fixed, need 6 GB as 4 rows: "trainer.micro_batch=4 trainer.accumulate=2" is the same step below 8 GB. With 1 GB of
+    gradients (one part) a row takes 6/8 GB, and 4 rows 2 + 3 · 1 + 3 = 8 GB.
     """
     rows_a_step = setup.micro_batch * setup.accumulate
-    a_row = max(0, max(used_bytes, limit_bytes) - fixed_bytes) / setup.micro_batch
+
+    def fixed(rows: int) -> int:
+        return fixed_bytes + setup.gradients * (side_by_side(rows) + 1 + (rows < rows_a_step))
+
+    a_row = max(0, max(used_bytes, limit_bytes) - fixed(setup.micro_batch)) / setup.micro_batch
     fewer = [rows for rows in range(setup.micro_batch - 1, 0, -1) if rows_a_step % rows == 0]
-    fitting = [rows for rows in fewer if fixed_bytes + rows * a_row <= _ROOM * limit_bytes]
+    fitting = [rows for rows in fewer if fixed(rows) + rows * a_row <= _ROOM * limit_bytes]
     if fitting:
         return f"the same step in smaller parts fits: trainer.micro_batch={fitting[0]} trainer.accumulate={rows_a_step // fitting[0]}"
     ways = [] if setup.gradient_checkpointing else ["trainer.gradient_checkpointing=true"]
@@ -208,4 +218,4 @@ def _allowed(listed: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/f
 
 
 def _gb(size: int) -> str:
-    return f"{size / _GB:.2f} GB"
+    return f"{size / _GB:.2f} GB" if size >= _GB / 10 else f"{size / 10**6:.1f} MB"

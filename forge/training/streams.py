@@ -28,11 +28,16 @@ def parts(batch: Batch, together: int = 1) -> list[tuple[Batch, np.ndarray, mx.S
     if not on_cpu():
         return [(batch, np.arange(len(batch.tokens_BT)), mx.default_stream(mx.default_device()))]
     lengths_G = _lengths(batch).reshape(-1, together).max(axis=1)
-    count = min(blas.cores(), _MOST, len(lengths_G))
+    count = side_by_side(len(lengths_G))
     blas.use_threads(max(1, blas.cores() // count))
     groups = _alike(lengths_G, count)
     rows = [(group[:, None] * together + np.arange(together)).reshape(-1) for group in groups]
     return [(_only(batch, each), each, stream) for each, stream in zip(rows, _streams(len(rows)), strict=True)]
+
+
+def side_by_side(rows: int) -> int:
+    """How many parts at most a batch of so many rows is computed in."""
+    return min(blas.cores(), _MOST, rows) if on_cpu() else 1
 
 
 def _lengths(batch: Batch) -> np.ndarray:

@@ -16,7 +16,7 @@ import mlx.optimizers as optimizers
 from mlx.utils import tree_unflatten
 
 from forge.arrays import flat, scalar
-from forge.errors import TrainingError
+from forge.errors import ConfigError, TrainingError
 from forge.models.roles import roles
 from forge.settings import Role
 from forge.training.formulation import on_cpu
@@ -42,7 +42,7 @@ class Update:
     fp32 ones; without, each step is rounded, and small ones are lost. `ema`: the decay d of an average that follows each step t = 1, 2, …
     by average = d_t · average + (1 - d_t) · weights, with d_t = min(d, (1 + t) / (10 + t)), so that the first weights are soon forgotten
     (Polyak & Juditsky 1992; the warm-up is TensorFlow's).
-    Raises ConfigError where the optimizer has no learning rate of its own.
+    Raises ConfigError where the optimizer has no learning rate of its own, or the factors leave nothing to train or name what is not.
     """
 
     def __init__(
@@ -57,7 +57,9 @@ class Update:
     ):
         self.peak = peak_of(factory())
         weights = flat(model.trainable_parameters())
-        self._groups = _groups(weights, roles(model), factory, no_decay, lr_factors or {})
+        role_of = roles(model)
+        _require_trained(role_of.values(), lr_factors or {})
+        self._groups = _groups(weights, role_of, factory, no_decay, lr_factors or {})
         moved = {name: weights[name] for group in self._groups for name in group.names}
         self._types = {name: weight.dtype for name, weight in moved.items()}
         wide = {name: weight.astype(mx.float32) for name, weight in moved.items()}
@@ -134,6 +136,14 @@ class Update:
         if rounded:
             model.update(tree_unflatten(list(rounded.items())))
         return rounded
+
+
+def _require_trained(found: Collection[Role], lr_factors: Mapping[Role, float]) -> None:
+    trained = sorted(set(found))
+    if unknown := sorted(set(lr_factors) - set(trained)):
+        raise ConfigError(f"trainer.lr_factors: nothing that is trained is a {' or '.join(unknown)} (there are: {', '.join(trained)})")
+    if all(lr_factors.get(role, 1.0) == 0 for role in trained):
+        raise ConfigError(f"trainer.lr_factors: all that is trained ({', '.join(trained)}) has factor 0; leave one above")
 
 
 def _groups(

@@ -63,7 +63,7 @@ def test_a_step_within_the_limit_passes_and_one_above_names_peak_limit_and_way_o
         with pytest.raises(TrainingError) as error:
             bound.check(2)
     assert str(error.value) == (
-        "step 2: memory peaked at 0.06 GB, above trainer.memory_limit=0.05 GB; "
+        "step 2: memory peaked at 62.9 MB, above trainer.memory_limit=0.05 GB; "
         "the same step in smaller parts fits: trainer.micro_batch=4 trainer.accumulate=2"
     )
 
@@ -72,7 +72,7 @@ def test_a_share_is_told_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "total", lambda: GB // 10)
     with limited("50%", SETUP) as bound:
         use(60)
-        with pytest.raises(TrainingError, match=r"above trainer.memory_limit=50% \(0.05 GB\)"):
+        with pytest.raises(TrainingError, match=r"above trainer.memory_limit=50% \(50.0 MB\)"):
             bound.check(1)
 
 
@@ -180,7 +180,7 @@ def test_a_failed_allocation_is_told_with_a_way_out() -> None:
 def test_what_a_failed_step_leaves_behind_is_not_taken_for_what_every_step_needs() -> None:
     """A step of 8 rows failed with 47 MiB made; 4 rows fit below 50 MB."""
     made = []
-    told = r"step 7: out of memory at 0.05 GB .*trainer.micro_batch=4 trainer.accumulate=2$"
+    told = r"step 7: out of memory at 49.3 MB .*trainer.micro_batch=4 trainer.accumulate=2$"
     with pytest.raises(TrainingError, match=told), limited("0.05 GB", SETUP) as bound, bound.told(7):
         made.append(mx.ones((47 * MIB // 4,)))
         mx.eval(made)

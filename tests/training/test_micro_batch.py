@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from forge.errors import TrainingError
+from forge.training import memory
 from forge.training.memory import Setup, fits, largest_micro_batch
 
 GB = 10**9
@@ -78,7 +79,7 @@ def test_a_step_that_fails_is_a_step_too_large(start: int, real: int) -> None:
 
 
 def test_where_no_row_fits_it_is_said() -> None:
-    with pytest.raises(TrainingError, match=r"not one row fits into 0.00 GB"):
+    with pytest.raises(TrainingError, match=r"not one row fits into 0.0 MB"):
         largest_micro_batch(Step(100, 10), 105, 100, start=16)
 
 
@@ -88,3 +89,17 @@ def test_another_error_of_a_step_is_not_taken_for_a_lack_of_memory() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         largest_micro_batch(broken, GB, 0)
+
+
+@pytest.mark.parametrize(("parts", "limit", "expected"), [(1, 9, 4), (1, 8, 2), (1, 7, 2), (2, 9, 4), (2, 8, 2), (2, 7, 1)])
+def test_the_sum_of_several_micro_batches_takes_gradients_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, parts: int, limit: int, expected: int
+) -> None:
+    """8 rows peak at 10 GB: 2 fixed, 1 of gradients a part and for the update, so a row takes 6/8 (one part) or 5/8 (two), within 95 %.
+
+    One part: 4 rows take 2 + 3 + 3 = 8, 2 rows 6.5. Two: 4 rows take 2 + 4 + 2.5 = 8.5, 2 rows 7.25, 1 row (one part) 5.625.
+    """
+    monkeypatch.setattr(memory, "side_by_side", lambda rows: min(parts, rows))
+    setup = Setup(8, 1, 512, gradients=GB)
+    said = f"trainer.micro_batch={expected} trainer.accumulate={8 // expected}"
+    assert fits(setup, 10 * GB, limit * GB, 2 * GB) == f"the same step in smaller parts fits: {said}"

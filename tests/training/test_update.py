@@ -293,3 +293,13 @@ def test_a_compiled_step_is_the_same_and_goes_on_after_a_restore(monkeypatch: py
     monkeypatch.undo()
     model = Model()
     assert train(model, Update(model, FACTORIES["muon"], no_decay=["norm"], ema=0.9), 4)[2:] == pytest.approx(compiled, rel=1e-4)
+
+
+def test_a_factor_for_what_is_not_trained_is_refused(make_model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"nothing that is trained is a head \(there are: embedding, matrix, norm\)"):
+        Update(make_model(), lambda: optimizers.SGD(0.1), lr_factors={"head": 2.0})
+
+
+def test_factors_that_leave_nothing_to_train_are_refused(make_model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"all that is trained \(embedding, matrix, norm\) has factor 0"):
+        Update(make_model(), lambda: optimizers.SGD(0.1), lr_factors={"embedding": 0.0, "matrix": 0.0, "norm": 0.0})
