@@ -5,11 +5,9 @@ memory is that of the first batches alone. Costs the start of a run, the evaluat
 """
 
 import json
-import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -62,7 +60,7 @@ def estimate(config: Config, parts: Parts, update: Update, steps: Plan) -> Estim
     sample = _Sample(data.train, total * steps.accumulate, STEPS * steps.accumulate)
     log: list[Metrics] = []
     trial = replace(steps, total_steps=min(STEPS, total), eval_every=total + 1, save_every=total + 1, log_every=1)
-    with _scratch(config.identity) as folder:
+    with paths.scratch(_file(config.identity).parent / "trial") as folder:
         store = Store(folder, "estimate", {})
         with limited(config.trainer.memory_limit, setup_of(config, parts.loaded)) as bound:
             fit(model, replace(data, train=sample), config.objective, update, trial, {}, store, lambda m, _: log.append(m), bound=bound)
@@ -168,14 +166,3 @@ def _series(log: list[Metrics], key: str) -> list[float]:
 
 def _file(identity: str) -> Path:
     return paths.runs() / "plans" / identity / "plan.json"
-
-
-@contextmanager
-def _scratch(identity: str) -> Iterator[Path]:
-    folder = _file(identity).parent / "trial"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,10 @@ The root is FORGE_HOME when set; the checkout when forge runs from one (editable
 """
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from forge.errors import ConfigError
@@ -61,6 +64,17 @@ def cache() -> Path:
 
 def locks() -> Path:
     return cache() / "locks"
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """`folder`, empty, and removed afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def flush(path: Path) -> None:

@@ -1,9 +1,6 @@
 """From the best checkpoint to a registered model that serves: fuse, check that nothing changed, register, move the alias if better."""
 
 import hashlib
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +49,7 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str) -> Released:
     evaluated = evaluate(parts.loaded.model, parts.data).metrics["val/loss"]
     reference = _logits(parts.loaded.model, parts.data)
     limit = config.release.max_logit_difference + _rounding(parts.loaded.model) * scalar(mx.abs(reference).max())
-    with _scratch(run_id) as scratch:
+    with paths.scratch(paths.cache() / "release" / run_id) as scratch:
         folder = scratch / config.release.name  # serving reports the folder's name as the model's
         fuse.save(fuse.fuse(parts.loaded), folder)
         model, _ = fuse.load(folder)
@@ -132,14 +129,3 @@ def _logits(model: nn.Module, data: Data) -> mx.array:
     joined = mx.concatenate([forward(model, inputs, segments).astype(mx.float32).flatten() for inputs, _, _, segments in shifted])
     mx.eval(joined)
     return joined
-
-
-@contextmanager
-def _scratch(run_id: str) -> Iterator[Path]:
-    folder = paths.cache() / "release" / run_id
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
