@@ -26,6 +26,7 @@ from forge.training.gradients import Gradients, Parts
 from forge.training.memory import UNBOUND, Bound
 from forge.training.prefetch import Prefetched
 from forge.training.recompute import recomputed
+from forge.training.streams import over_lanes
 from forge.training.update import Update
 from forge.training.world import ALONE, World
 
@@ -249,11 +250,11 @@ def normalise(gradients: Any, count: mx.array, clip_norm: float) -> tuple[Any, m
     In fp32: fp16 holds no mean gradient below 6e-8.
     """
     count = mx.maximum(count, 1)  # a step without targets must not put 0/0 into the weights
-    squares = [mx.square(gradient.astype(mx.float32)).sum() for gradient in flat(gradients).values()]
-    norm = mx.sqrt(mx.stack(squares).sum()) / count
+    squares = over_lanes(lambda gradient: mx.square(gradient.astype(mx.float32)).sum(), gradients)
+    norm = mx.sqrt(mx.stack(list(flat(squares).values())).sum()) / count
     # Scaling by a norm that is NaN would make every gradient NaN; by 0 those alone that are not finite, and they can be named.
     scale = mx.where(mx.isfinite(norm), mx.minimum(1.0, clip_norm / (norm + 1e-6)) / count, 0.0)
-    return tree_map(lambda g: g.astype(mx.float32) * scale, gradients), norm
+    return over_lanes(lambda gradient: gradient.astype(mx.float32) * scale, gradients), norm
 
 
 def _by_source(batches: list[Batch]) -> Iterator[tuple[str, int]]:

@@ -14,7 +14,7 @@ from mlx.utils import tree_map
 from forge.spec import Batch
 from forge.training.isolation import formulated
 from forge.training.objectives import shift
-from forge.training.streams import parts
+from forge.training.streams import over_lanes, parts
 
 Parts = tuple[mx.array, mx.array, Mapping[str, mx.array], Any]
 
@@ -32,10 +32,11 @@ class Gradients:
         self.together: int = getattr(getattr(objective, "func", objective), "rows_together", 1)
 
     def __call__(self, batch: Batch) -> Parts:
-        first, *others = [self._of(part, stream) for part, _, stream in parts(batch, self.together)]
-        for other in others:
-            first = tree_map(mx.add, first, other)
-        return first
+        (loss_sum, count, sums, gradients), *others = [self._of(part, stream) for part, _, stream in parts(batch, self.together)]
+        for loss, number, more, gradient in others:
+            loss_sum, count, sums = loss_sum + loss, count + number, tree_map(mx.add, sums, more)
+            gradients = over_lanes(mx.add, gradients, gradient)
+        return loss_sum, count, sums, gradients
 
     def _of(self, batch: Batch, stream: mx.Stream) -> Parts:
         with mx.stream(stream), formulated(shift(batch)[3]):

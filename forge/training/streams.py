@@ -5,12 +5,16 @@ tokens a second on two cores than one stream with two. Metal and CUDA fill thems
 """
 
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map_with_path
 
 from forge import blas
+from forge.arrays import flat
 from forge.spec import Batch
 from forge.training.formulation import on_cpu
 
@@ -38,6 +42,30 @@ def parts(batch: Batch, together: int = 1) -> list[tuple[Batch, np.ndarray, mx.S
 def side_by_side(rows: int) -> int:
     """How many parts at most a batch of so many rows is computed in."""
     return min(blas.cores(), _MOST, rows) if on_cpu() else 1
+
+
+def over_lanes(function: Callable[..., mx.array], *trees: Any) -> Any:
+    """tree_map(function, *trees), with the arrays dealt out to the CPU's streams: for passes over memory, which one core can't fill."""
+    lane_of = {name: stream for stream, names in lanes(flat(trees[0])) for name in names}
+
+    def on_lane(name: str, *arrays: mx.array) -> mx.array:
+        with mx.stream(lane_of[name]):
+            return function(*arrays)
+
+    return tree_map_with_path(on_lane, *trees)
+
+
+def lanes(arrays: Mapping[str, mx.array]) -> list[tuple[mx.Stream, list[str]]]:
+    """Streams, and for each the names of arrays that come to much the same size."""
+    if not on_cpu():
+        return [(mx.default_stream(mx.default_device()), list(arrays))]
+    dealt: list[list[str]] = [[] for _ in range(min(blas.cores(), _MOST))]
+    sizes = [0] * len(dealt)
+    for name in sorted(arrays, key=lambda name: (-arrays[name].size, name)):
+        least = sizes.index(min(sizes))
+        dealt[least].append(name)
+        sizes[least] += arrays[name].size
+    return list(zip(_streams(len(dealt)), dealt, strict=True))
 
 
 def _lengths(batch: Batch) -> np.ndarray:

@@ -21,6 +21,7 @@ from forge.models.roles import roles
 from forge.settings import Role
 from forge.training.formulation import on_cpu
 from forge.training.optim import Muon, peak_of
+from forge.training.streams import lanes
 
 Arrays = dict[str, mx.array]
 
@@ -124,9 +125,14 @@ class Update:
     def _formula(self, gradients: Arrays, weights: Arrays, average: Arrays, share: mx.array) -> tuple[Arrays, Arrays]:
         """The new weights (rounded, where there are no masters), and the average moved towards them by `share`."""
         new: Arrays = {}
-        for group in self._groups:
-            wide = ({name: tree[name].astype(mx.float32) for name in group.names} for tree in (gradients, weights))
-            new |= group.optimizer.apply_gradients(*wide)
+        steps = [group.optimizer.step for group in self._groups]
+        for stream, lane in lanes(weights):
+            with mx.stream(stream):
+                for group, step in zip(self._groups, steps, strict=True):
+                    names = sorted(set(group.names) & set(lane))
+                    wide = ({name: tree[name].astype(mx.float32) for name in names} for tree in (gradients, weights))
+                    group.optimizer.state["step"] = step  # it is the same step on each lane
+                    new |= group.optimizer.apply_gradients(*wide)
         if not self._masters:
             new = {name: weight.astype(self._types[name]) for name, weight in new.items()}
         return new, {name: mean + share * (new[name] - mean) for name, mean in average.items()}

@@ -145,3 +145,16 @@ def test_each_thread_computes_on_streams_of_its_own(make_model: Callable[..., An
     thread.start()
     thread.join()
     assert len(losses) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_arrays_are_dealt_to_lanes_of_like_size_and_come_back_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes 4, 3, 2, 1 on two lanes: 4 and 1, 3 and 2."""
+    from forge.training.streams import lanes, over_lanes
+
+    monkeypatch.setattr(blas, "cores", lambda: 2)
+    tree = {"a": [mx.ones(3), mx.ones(4)], "b": {"c": mx.ones(1), "d": mx.ones(2)}}
+    assert [names for _, names in lanes(flat(tree))] == [["a.1", "b.c"], ["a.0", "b.d"]]
+    doubled = over_lanes(mx.add, tree, tree)
+    assert {name: value.tolist() for name, value in flat(doubled).items()} == {
+        name: [2.0] * value.size for name, value in flat(tree).items()
+    }
