@@ -6,6 +6,7 @@ tokens a second on two cores than one stream with two. Metal and CUDA fill thems
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -49,23 +50,28 @@ def over_lanes(function: Callable[..., mx.array], *trees: Any) -> Any:
     lane_of = {name: stream for stream, names in lanes(flat(trees[0])) for name in names}
 
     def on_lane(name: str, *arrays: mx.array) -> mx.array:
-        with mx.stream(lane_of[name]):
+        with on(lane_of[name]):
             return function(*arrays)
 
     return tree_map_with_path(on_lane, *trees)
 
 
-def lanes(arrays: Mapping[str, mx.array]) -> list[tuple[mx.Stream, list[str]]]:
-    """Streams, and for each the names of arrays that come to much the same size."""
+def on(stream: mx.Stream | None) -> AbstractContextManager[Any]:
+    """Within, arrays are computed on that stream; None: on the one that they would be."""
+    return mx.stream(stream) if stream else nullcontext()
+
+
+def lanes(arrays: Mapping[str, mx.array]) -> list[tuple[mx.Stream | None, list[str]]]:
+    """Streams, and for each the names of arrays that come to much the same size. Off the CPU one lane, with no stream of its own."""
     if not on_cpu():
-        return [(mx.default_stream(mx.default_device()), list(arrays))]
+        return [(None, list(arrays))]
     dealt: list[list[str]] = [[] for _ in range(min(blas.cores(), _MOST))]
     sizes = [0] * len(dealt)
     for name in sorted(arrays, key=lambda name: (-arrays[name].size, name)):
         least = sizes.index(min(sizes))
         dealt[least].append(name)
         sizes[least] += arrays[name].size
-    return list(zip(_streams(len(dealt)), dealt, strict=True))
+    return [*zip(_streams(len(dealt)), dealt, strict=True)]
 
 
 def _lengths(batch: Batch) -> np.ndarray:

@@ -21,7 +21,7 @@ from forge.models.roles import roles
 from forge.settings import Role
 from forge.training.formulation import on_cpu
 from forge.training.optim import Muon, peak_of
-from forge.training.streams import lanes
+from forge.training.streams import lanes, on
 
 Arrays = dict[str, mx.array]
 
@@ -127,7 +127,7 @@ class Update:
         new: Arrays = {}
         steps = [group.optimizer.step for group in self._groups]
         for stream, lane in lanes(weights):
-            with mx.stream(stream):
+            with on(stream):
                 for group, step in zip(self._groups, steps, strict=True):
                     names = sorted(set(group.names) & set(lane))
                     wide = ({name: tree[name].astype(mx.float32) for name in names} for tree in (gradients, weights))
