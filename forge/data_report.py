@@ -17,7 +17,7 @@ from forge.config import Config
 from forge.data import ledger, preview
 from forge.data.preview import Extent, Sample, printable
 from forge.entry import entry
-from forge.errors import ConfigError, DataError, ForgeError
+from forge.errors import DataError, ForgeError
 from forge.spec import Data, Ledger, Plan
 
 _WORST = 3  # rows of a kind
@@ -30,13 +30,9 @@ def main(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    asked = jobs.preflight(argv)
-    if asked is None or asked.show:
-        jobs.launch(lambda _: None, asked.argv if asked else argv)
-        return 0
-    if asked.multirun:
-        raise ConfigError("data_report looks at the data of one job: leave out -m")
-    _show(asked.configs[0])
+    config = jobs.single(argv, "data_report looks at the data of one job")
+    if config:
+        _show(config)
     return 0
 
 

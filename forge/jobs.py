@@ -88,6 +88,17 @@ def launch(task: Callable[[DictConfig], Any], argv: Sequence[str]) -> None:
         raise raised[0]
 
 
+def single(argv: list[str], refusal: str) -> Config | None:
+    """The one job of a command line; None where it only asked Hydra to print. Raises ConfigError, with `refusal` for a sweep."""
+    asked = preflight(argv)
+    if asked is None or asked.show:
+        launch(lambda _: None, asked.argv if asked else argv)
+        return None
+    if asked.multirun:
+        raise ConfigError(f"{refusal}: leave out -m")
+    return asked.configs[0]
+
+
 def task_overrides() -> list[str]:
     """The overrides of the job that is running."""
     from hydra.core.hydra_config import HydraConfig

@@ -14,7 +14,6 @@ from rich.table import Table
 from forge import jobs, paths
 from forge.config import Config
 from forge.entry import entry
-from forge.errors import ConfigError
 
 if TYPE_CHECKING:
     from forge.estimate import Estimate
@@ -29,15 +28,10 @@ def main(argv: list[str]) -> int:
 
 def _plan(argv: list[str]) -> int:
     find = _FIND in argv
-    argv = [word for word in argv if word != _FIND]
-    asked = jobs.preflight(argv)
-    if asked is None or asked.show:
-        jobs.launch(lambda _: None, asked.argv if asked else argv)
-        return 0
-    if asked.multirun:
-        raise ConfigError("plan looks at one job: leave out -m")
-    paths.require_writable()
-    _show(asked.configs[0], find)
+    config = jobs.single([word for word in argv if word != _FIND], "plan looks at one job")
+    if config:
+        paths.require_writable()
+        _show(config, find)
     return 0
 
 
@@ -88,7 +82,7 @@ def _size(gib: float) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """75 -> "1:15 min", 4000 -> "1:07 h"."""
+    """75 -> "1:15 min", 4000 -> "1:06 h"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes}:{rest:02d} min"
 

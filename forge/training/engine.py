@@ -239,8 +239,8 @@ def accumulate(gradients_of: Callable[[Batch], Parts], batches: Sequence[Batch])
         mx.eval(loss_sum, count, sums, gradients)  # frees one graph before the next is built
         loss, number, more, gradient = gradients_of(batch)
         loss_sum, count = loss_sum + loss, count + number
-        sums = {name: value + more[name] for name, value in sums.items()}
-        gradients = tree_map(mx.add, gradients, gradient)
+        sums = tree_map(mx.add, sums, more)
+        gradients = over_lanes(mx.add, gradients, gradient)
     return loss_sum, count, sums, gradients
 
 
