@@ -261,7 +261,11 @@ class Lineage:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a dashboard says besides curves. `planned_lr` holds the learning rate of each step, from the formula."""
+    """What a dashboard, a report and recommendations know besides curves. `planned_lr`: the learning rate of each step, from the formula.
+
+    `config`: the few settings to show; `settings`: all of them, by dotted name. `saved`: step and validation loss (nats a token) of each
+    checkpoint that is kept; `best_why`: why the best is it. `memory_gib`: what the machine, or the run's limit, leaves MLX.
+    """
 
     title: str
     status: str
@@ -270,6 +274,10 @@ class RunFacts:
     planned_lr: Sequence[float] = ()
     best_step: int | None = None
     unigram_loss: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    saved: Sequence[tuple[int, float]] = ()
+    memory_gib: float | None = None
+    best_why: str = ""
 
 
 def series(history: History, key: str) -> tuple[list[int], list[float]]:

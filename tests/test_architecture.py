@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer a
     ("training.attention", "training.isolation", "training.ends", "training.cross_entropy", "training.objectives"),
     ("data", "models", "training.checkpoint", "training.optim"),
     ("training", "training.engine", "training.callbacks"),
-    ("config", "binding", "jobs", "tracking", "serving"),
+    ("config", "binding", "sweep.space", "jobs", "tracking", "serving"),
     ("assemble",),
     ("release", "estimate", "batch_size"),
     ("evidence",),
@@ -33,10 +33,11 @@ LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in unit
 ONLY_FROM_FORGE = {  # stricter than the layers
     "serving": ("serving", "errors", "blas", "__init__"),  # it must load where training code is absent
     "config": ("config", "binding", "settings", "spec", "units", "errors", "paths", "__init__"),
-    "jobs": ("jobs", "config", "binding", "errors", "paths", "__init__"),
+    "jobs": ("jobs", "config", "binding", "sweep.space", "errors", "paths", "__init__"),
+    "sweep.space": ("sweep.space", "binding", "errors", "__init__"),
     "binding": ("binding", "settings", "spec", "units", "errors", "paths", "__init__"),
 }
-ONLY_IN = {"hydra": ("jobs", "sweep", *ENTRIES), "mlflow": ("tracking", "serving", "sweep")}
+ONLY_IN = {"hydra": ("jobs", "sweep", "sweep.space", *ENTRIES), "mlflow": ("tracking", "serving", "sweep")}
 MLX_FREE = (*LAYERS[0], "config", "binding", "jobs", "training.schedules", "reports", "tracking", "data")
 
 

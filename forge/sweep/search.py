@@ -1,0 +1,45 @@
+"""Which jobs a sweep runs: those that the command line lists, or those that a search proposes as results come in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One job. `swept`: the overrides that tell it from the others, such as ("optimizer.lr=1e-4",), which also name its run.
+
+    `own`: overrides that say nothing about the experiment, such as where the job reports to.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    swept: tuple[str, ...]
+    own: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """ "lr=1e-4 seed=1"; without sweeping, "job 1"."""
+        parts = (override.lstrip("+~").partition("=") for override in self.swept)
+        return " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in parts) or f"job {self.number + 1}"
+
+
+class Search(Protocol):
+    def ask(self) -> Proposal | None:
+        """The next job; None: none until another one has ended, or none at all where none is running."""
+
+    def tell(self, number: int, loss: float | None, why: str | None) -> None:
+        """How a job ended: its best validation loss, or None with the reason."""
+
+
+class Listed:
+    """All jobs are known from the start."""
+
+    def __init__(self, proposals: Sequence[Proposal]):
+        self._left = list(proposals)
+
+    def ask(self) -> Proposal | None:
+        return self._left.pop(0) if self._left else None
+
+    def tell(self, number: int, loss: float | None, why: str | None) -> None:
+        pass
