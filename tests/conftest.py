@@ -1,6 +1,6 @@
 """What several test folders need: a model that trains in milliseconds, and data for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from forge.data.tokens import Sequences
 from forge.models import Loaded, scratch
 from forge.settings import DataSpec, EvaluationSpec, OverLength, SourceSpec
 from forge.spec import Data, Document, Packing
+from tests import mlflow_server
 
 _SENTENCES = (
     "the cat sat on the mat and looked at the hill",
@@ -89,3 +90,12 @@ def home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FORGE_HOME", str(shared_home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return shared_home
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server on PostgreSQL and an S3-compatible store."""
+    if missing := mlflow_server.missing():
+        pytest.skip(f"{missing} is not installed")
+    with mlflow_server.running(tmp_path_factory.mktemp("server")) as address:
+        yield address

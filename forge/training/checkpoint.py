@@ -104,9 +104,14 @@ class Store:
     def last(self) -> Path | None:
         return last_in(self.folder)
 
+    def evaluated(self) -> list[Saved]:
+        """The checkpoints that are kept and that an evaluation saw, by step."""
+        states = [(path, _read_state(path)) for path in (self.at(step) for step in steps(self.folder))]
+        return [Saved(path, state["step"], state["loss"], state["rows"]) for path, state in states if state["loss"] is not None]
+
     def best(self) -> Choice | None:
         """The saved checkpoint to release, and why; None where none was evaluated."""
-        saved = _evaluated_in(self.folder)
+        saved = self.evaluated()
         return choose(saved, max(_read_state(one.path)["evaluated"] for one in saved)) if saved else None
 
     def resume(self, checkpoint: Path | None = None) -> tuple[State, dict[str, mx.array], dict[str, mx.array]] | None:
@@ -146,7 +151,7 @@ class Store:
 
     def _prune(self) -> None:
         """Keeps the chosen one and the lowest: the next lowest may leave the noise of the first, and not that of the second."""
-        saved = _evaluated_in(self.folder)
+        saved = self.evaluated()
         spared = {path_of(self.folder, step) for step in steps(self.folder)[-1 - self._keep :]}
         if saved:
             spared |= {choose(saved, 0).path, lowest(saved).path}
@@ -206,11 +211,6 @@ def last_in(folder: Path) -> Path | None:
 
 def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
-
-
-def _evaluated_in(folder: Path) -> list[Saved]:
-    states = [(path, _read_state(path)) for path in (path_of(folder, step) for step in steps(folder))]
-    return [Saved(path, state["step"], state["loss"], state["rows"]) for path, state in states if state["loss"] is not None]
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:

@@ -49,8 +49,8 @@ def fit(
 ) -> Result:
     """Train from the store's last checkpoint (or `resume`, or step 0) to the plan's end, or until a callback or `stop` gives a reason.
 
-    `emit` gets the history of a resumed run once more: it drops what it has. `watch` is called after each evaluation.
-    Raises TrainingError when a loss or gradient is not finite, or memory runs out; the checkpoints saved before stay.
+    `emit` gets the history of a resumed run once more: it drops what it has. `watch` is called after each evaluation, once its
+    checkpoint is saved. Raises TrainingError when a loss or gradient is not finite, or memory runs out; what was saved before stays.
     """
     state = _resumed(model, data, update, callbacks, store, resume, world)
     for step, metrics in state.history:
@@ -147,25 +147,27 @@ class _Loop:
             if evaluate_now:
                 metrics |= self._evaluate()
             state.seconds, self.counted = state.seconds + time.perf_counter() - self.counted, time.perf_counter()
-            self._tell(metrics, evaluate_now)
+            self._tell(metrics)
             snapshot = self._snapshot(metrics)
             reasons = [why for callback in self.callbacks.values() if (why := callback(snapshot))] if self.world.first else []
             state.reason = self.world.agree("; ".join(reasons) or None)
             if state.reason and state.loss is None:  # weights that no evaluation saw could not be chosen
-                self._tell(self._evaluate(), evaluated=True)
+                scores = self._evaluate()
+                self._tell(scores)
+                metrics = {**metrics, **scores}
             asked = self.stop()  # each process has to answer, so that they can agree
             reason = state.reason or asked
             if self.world.first and (state.loss is not None or reason or state.step % self.plan.save_every == 0):
                 state.callbacks = {name: dict(vars(callback)) for name, callback in self.callbacks.items()}
                 self.store.save(flat(self.model.trainable_parameters()), self.update.arrays, state)
+            if state.loss is not None:
+                self.watch(self._snapshot(metrics))
         return reason
 
-    def _tell(self, metrics: dict[str, float], evaluated: bool) -> None:
+    def _tell(self, metrics: dict[str, float]) -> None:
         if metrics:
             self.state.history.append((self.state.step, metrics))
             self.emit(metrics, self.state.step)
-        if evaluated:
-            self.watch(self._snapshot(metrics))
 
     def _snapshot(self, metrics: dict[str, float]) -> Snapshot:
         state = self.state
