@@ -14,7 +14,7 @@ from forge import binding, settings
 from forge.errors import ConfigError
 
 # What decides where results go, and not which results they are.
-_NOT_IDENTITY = ("name", "resume", "tracking", "release", "sweep", "allowed_targets", "data.limits", "data.cache_gb")
+_NOT_IDENTITY = ("name", "resume", "tracking", "release", "sweep", "allowed_targets", "data.limits", "data.cache_gb", "callbacks.pruning")
 
 _SPECS: dict[str, type] = {
     "data": settings.DataSpec,

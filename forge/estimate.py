@@ -54,6 +54,20 @@ class Estimate:
         return sum(self.seconds.values())
 
 
+@dataclass(frozen=True)
+class Score:
+    """One thing that was estimated. `ratio`: what it came to, over the estimate."""
+
+    name: str
+    words: str
+    estimated: float
+    measured: float
+
+    @property
+    def ratio(self) -> float:
+        return self.measured / self.estimated
+
+
 def estimate(config: Config, parts: Parts, update: Update, steps: Plan) -> Estimate:
     """Raises what the run's first steps would raise. Changes the model in `parts`."""
     data, model, total = parts.data, parts.loaded.model, steps.total_steps
@@ -111,14 +125,14 @@ def kept(identity: str) -> Estimate | None:
     return found if found.device == device.describe()["forge.device_name"] else None
 
 
-def score(made: Estimate, result: Result, seconds: float) -> Metrics:
-    """How far off it was: what happened, divided by what was estimated. `seconds`: of the run up to its release."""
+def score(made: Estimate, result: Result, seconds: float) -> list[Score]:
+    """What was estimated against what happened. `seconds`: of the run up to its release."""
     peaks = [metrics["memory/peak_gib"] for _, metrics in result.history if "memory/peak_gib" in metrics]
-    return {
-        "plan/tokens_ratio": result.tokens / made.tokens,
-        "plan/seconds_ratio": seconds / made.total_seconds,
-        **({"plan/peak_memory_ratio": max(peaks) / made.peak_gib} if peaks else {}),
-    }
+    return [
+        Score("tokens", "target tokens", made.tokens, result.tokens),
+        Score("seconds", "seconds", made.total_seconds, seconds),
+        *([Score("peak_memory", "GiB of memory at most", made.peak_gib, max(peaks))] if peaks else []),
+    ]
 
 
 class _Sample(Batches):

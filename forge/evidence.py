@@ -1,22 +1,37 @@
 """What is written down of a run besides its metrics: configuration, data, base, plan, pictures, and its description."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from forge.assemble import Parts
 from forge.config import Config
 from forge.data import ledger
 from forge.models import device, trainable_parameters
 from forge.release import Released
-from forge.reports import lengths
+from forge.reports import html, lengths
+from forge.reports.advice import Advice, advise
 from forge.reports.dashboard import draw
-from forge.spec import History, Ledger, Plan, Result, RunFacts, series
+from forge.samples import samples
+from forge.spec import History, Ledger, Metrics, Plan, Result, RunFacts
 from forge.tracking import provenance
 from forge.tracking.run import Run
+from forge.training.checkpoint import Store
+from forge.training.choice import Saved
 from forge.training.evaluate import baseline
+
+ROWS = "evaluation/rows.json"  # [[summed loss, targets], …] of the chosen checkpoint's validation rows, which a sweep pairs
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Training's end, as it is shown."""
+
+    result: Result
+    facts: RunFacts
+    advice: Sequence[Advice]
 
 
 def configuration(run: Run, config: Config, overrides: list[str]) -> None:
@@ -50,22 +65,74 @@ def realised(result: Result) -> dict[str, float]:
     return {f"data/{key.removeprefix(prefix)}/share_realised": value for key, value in last.items()}
 
 
-def facts(config: Config, run: Run, steps: Plan, parts: Parts) -> RunFacts:
+def facts(config: Config, run: Run, steps: Plan, parts: Parts, memory_gib: float) -> RunFacts:
+    """What is known when training starts."""
     return RunFacts(
         title=f"{config.name} / {run.name}",
-        status="starting",
+        status="training",
         total_steps=steps.total_steps,
         config=_shown(config, parts),
         planned_lr=[steps.lr(step) for step in range(1, steps.total_steps + 1)],
         unigram_loss=baseline(parts.data)["val/unigram_loss"],
+        settings=dict(_dotted(config.resolved)),
+        memory_gib=memory_gib,
     )
 
 
-def picture(facts: RunFacts, history: History, status: str, best_step: int | None = None) -> Figure:
-    """The dashboard as it stands; the lowest validation loss is marked until the best checkpoint is chosen."""
-    evaluated, losses = series(history, "val/loss")
-    lowest = min(zip(losses, evaluated, strict=True))[1] if losses else None
-    return draw(history, replace(facts, status=status, best_step=lowest if best_step is None else best_step))
+def so_far(run: Run, config: Config, facts: RunFacts, history: History, checkpoints: Store) -> None:
+    """After each evaluation: the checkpoints that are kept, and the dashboard."""
+    saved = checkpoints.evaluated()
+    run.checkpoints({one.step: one.path for one in saved})
+    if config.tracking.dashboard:
+        points = list(history)  # drawn in the background, while training adds to it
+        run.image(lambda: draw(points, replace(facts, saved=_losses(saved))), "dashboard", points[-1][0])
+
+
+def at_the_end(run: Run, config: Config, facts: RunFacts, result: Result, checkpoints: Store) -> Ended:
+    """How training ended, also where it was stopped: the checkpoint that was chosen, the dashboard, and what to try next."""
+    saved = checkpoints.evaluated()
+    run.checkpoints({one.step: one.path for one in saved})
+    run.best(result.best_step)
+    run.text(json.dumps(next(one.rows for one in saved if one.step == result.best_step)), ROWS)
+    pruned = {"forge.pruned": result.reason} if result.reason.startswith("pruned") else {}
+    run.tags({"forge.stop_reason": result.reason, "forge.best_reason": result.best_why, **pruned})
+    facts = replace(facts, status=result.reason, best_step=result.best_step, best_why=result.best_why, saved=_losses(saved))
+    advice = advise(result.history, facts)
+    if config.tracking.dashboard:
+        for theme, file in (("light", "dashboard.png"), ("dark", "dashboard_dark.png")):
+            run.figure(draw(result.history, facts, theme, advice), file)
+    return Ended(result, facts, advice)
+
+
+def report(
+    run: Run,
+    config: Config,
+    overrides: Sequence[str],
+    parts: Parts,
+    account: Ledger,
+    ended: Ended,
+    scores: Metrics,
+    plan: Sequence[tuple[str, float, float]],
+) -> None:
+    """The whole run as one page. `scores`: final/… and test/… of the chosen checkpoint, whose weights the model holds; `plan`: what was
+    estimated, how much, and what it came to."""
+    own = [override for override in overrides if not override.startswith(("resume=", "tracking.", "hydra."))]
+    written = samples(parts.loaded, parts.data)
+    run.table({"prompt": [prompt for prompt, _ in written], "text": [text for _, text in written]}, "evaluation/samples.json")
+    page = html.page(
+        ended.result.history,
+        ended.facts,
+        run_id=run.id,
+        command=shlex.join(["python", "-m", "forge.train", *own]),
+        advice=ended.advice,
+        scores=scores,
+        plan=plan,
+        samples=written,
+        ledger=ledger.table(account),
+        config=config.yaml(),
+        overrides=own,
+    )
+    run.text(page, "report.html")
 
 
 def description(config: Config, parts: Parts, result: Result, scores: Mapping[str, float], released: Released | None) -> str:
@@ -107,3 +174,16 @@ def _shown(config: Config, parts: Parts) -> dict[str, str]:
         "tokens a row": str(config.data.sequence_length),
         "seed": str(config.seed),
     }
+
+
+def _losses(saved: Sequence[Saved]) -> list[tuple[int, float]]:
+    return [(one.step, one.loss) for one in saved]
+
+
+def _dotted(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """{"a": {"b": 1}} -> ("a.b", 1)."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

@@ -1,7 +1,8 @@
-"""What a command line asks for: composes the jobs with Hydra, checks all of them, and lets Hydra run them.
+"""What a command line asks for: composes the jobs with Hydra, checks all of them, and lets Hydra run a single one.
 
 Hydra stops at the first wrong key and leaves with a code of its own. So preflight() composes every job first, accepting
 any key, and reports all problems of all jobs at once. Only then does Hydra run. Composing twice costs about 0.2 s.
+The jobs of a sweep are run by forge.sweep, each in a process of its own.
 """
 
 import os
@@ -10,25 +11,57 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from forge import binding, paths
-from forge.config import Config, bind
+from forge.config import Config, bind, check
 from forge.errors import ConfigError, ForgeError
+
+if TYPE_CHECKING:
+    from forge.sweep.space import Space
+
+_OF_THE_SWEEP = ("hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.run.dir", "hydra.mode")
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """What a command line asks for: the checked jobs, and the keys in which they differ when it is a sweep."""
+    """What a command line asks for: the checked jobs, and the keys in which they differ when it is a sweep.
+
+    `overrides`: each job's own, for `config()` and, behind `flags`, for a process that runs it alone. `space`: where a search is to find
+    the jobs, this is what it looks through, and the jobs here are samples that cover its bounds and choices.
+    """
 
     configs: tuple[Config, ...]
+    overrides: tuple[tuple[str, ...], ...]
     swept: tuple[str, ...]
     multirun: bool
     show: bool  # --cfg: print, run nothing
     argv: tuple[str, ...]  # for Hydra: as typed, but any key is accepted, since all were checked
+    flags: tuple[str, ...] = ()
+    hydra: DictConfig | None = None  # of a sweep: Hydra's own settings, such as its folder and launcher
+    space: "Space | None" = None
+    folders: tuple[Path, ...] = ()
+    config_name: str | None = None
+
+    def config(self, overrides: Sequence[str]) -> Config:
+        """The checked configuration of one more job. Raises ConfigError."""
+        try:
+            return check(_compose(list(overrides), list(self.folders), self.config_name))
+        except _hydra_errors() as error:
+            raise ConfigError(_in_our_words(error)) from error
+
+
+@dataclass(frozen=True)
+class _Expanded:
+    """The overrides of each job, and what they have in common."""
+
+    jobs: list[list[str]]
+    swept: tuple[str, ...] = ()
+    hydra: DictConfig | None = None
+    space: "Space | None" = None
 
 
 def preflight(argv: list[str]) -> Jobs | None:
@@ -52,9 +85,9 @@ def preflight(argv: list[str]) -> Jobs | None:
     _refuse_hidden(folders)
     problems = binding.Problems()
     try:
-        overrides, swept = _expand(args.overrides, folders, args.multirun, args.config_name)
+        expanded = _expand(args.overrides, folders, args.config_name) if args.multirun else _Expanded([args.overrides])
         configs = []
-        for job in overrides:
+        for job in expanded.jobs:
             own = binding.Problems()
             configs.append(bind(_compose(job, folders, args.config_name), own))
             problems.extend(line for line in own if line not in problems)
@@ -62,11 +95,27 @@ def preflight(argv: list[str]) -> Jobs | None:
         raise ConfigError(_in_our_words(error)) from error
     if problems:
         raise ConfigError("\n".join(problems))
-    _refuse_duplicates(configs, overrides)
-    checked = tuple(c for c in configs if c is not None)
+    if args.multirun:
+        _refuse_resume(configs)
+    if expanded.space is None:
+        _refuse_duplicates(configs, expanded.jobs)
     flags = [word for word in argv if word not in args.overrides]  # Hydra takes them in front only
-    words = (*flags, *(_accept_any_key(word, folders) for word in args.overrides))
-    return Jobs(checked, swept, args.multirun, bool(args.cfg), words)
+    return Jobs(
+        configs=tuple(c for c in configs if c is not None),
+        overrides=tuple(tuple(job) for job in expanded.jobs),
+        swept=expanded.swept,
+        multirun=args.multirun,
+        show=bool(args.cfg),
+        argv=(*flags, *(_accept_any_key(word, folders) for word in args.overrides)),
+        flags=(
+            *_flag("--config-dir", args.config_dir and str(Path(args.config_dir).absolute())),
+            *_flag("--config-name", args.config_name),
+        ),
+        hydra=expanded.hydra,
+        space=expanded.space,
+        folders=tuple(folders),
+        config_name=args.config_name,
+    )
 
 
 def launch(task: Callable[[DictConfig], Any], argv: Sequence[str]) -> None:
@@ -134,19 +183,36 @@ def _accept_any_key(override: str, folders: list[Path]) -> str:
     return override if is_group or key[:1] in "+~" or key.startswith("hydra.") else f"++{override}"
 
 
-def _expand(overrides: list[str], folders: list[Path], multirun: bool, config_name: str | None) -> tuple[list[list[str]], tuple[str, ...]]:
-    """The overrides of each job, and the swept keys. An experiment may sweep by itself through hydra.sweeper.params."""
-    if not multirun:
-        return [overrides], ()
+def _expand(overrides: list[str], folders: list[Path], config_name: str | None) -> _Expanded:
+    """The jobs of a sweep. An experiment may sweep by itself through hydra.sweeper.params."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
     fixed = [o.input_line or "" for o in parser.parse_overrides(overrides) if not o.is_sweep_override()]
-    params = _compose(fixed, folders, config_name, hydra_too=True).hydra.sweeper.get("params") or {}
+    composed = _compose(fixed, folders, config_name, hydra_too=True)
+    target = str(composed.hydra.sweeper.get("_target_"))
+    if target.rpartition(".")[2] != BasicSweeper.__name__:
+        raise ConfigError(f"hydra/sweeper: {target} can't drive a sweep of forge: leave it out, and choose how to search with sweep=…")
+    params = composed.hydra.sweeper.get("params") or {}
     parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()] + overrides)
-    swept = tuple(dict.fromkeys(o.get_key_element().lstrip("+~") for o in parsed if o.is_sweep_override()))
-    return BasicSweeper.split_arguments(parsed, None)[0], swept
+    of_jobs = [o for o in parsed if not o.get_key_element().lstrip("+~").startswith(_OF_THE_SWEEP)]
+    swept = tuple(dict.fromkeys(o.get_key_element().lstrip("+~") for o in of_jobs if o.is_sweep_override()))
+    if OmegaConf.select(composed, "sweep.sampler"):
+        from forge.sweep import space
+
+        found = space.read(of_jobs)
+        if composed.sweep.sampler == "grid":
+            found.require_finite()
+        return _Expanded(found.probes(), swept, composed.hydra, found)
+    for override in of_jobs:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise ConfigError(f"{override.get_key_element().lstrip('+~')}: an interval needs a search: add sweep=tpe or sweep=random")
+    return _Expanded(BasicSweeper.split_arguments(of_jobs, None)[0], swept, composed.hydra)
+
+
+def _flag(name: str, value: str | None) -> tuple[str, ...]:
+    return (name, value) if value else ()
 
 
 def _refuse_hidden(folders: list[Path]) -> None:
@@ -165,6 +231,11 @@ def _refuse_duplicates(configs: list[Config | None], overrides: list[list[str]])
             raise ConfigError(f"two jobs of the sweep are the same experiment: {' '.join(job)}; sweep over what changes a result")
 
 
+def _refuse_resume(configs: list[Config | None]) -> None:
+    if any(config is not None and config.resume not in (None, "auto") for config in configs):
+        raise ConfigError("resume=… names one run, but a sweep goes on by itself when the same command is typed again: leave it out")
+
+
 def _hydra_errors() -> tuple[type[Exception], ...]:
     from hydra.errors import HydraException
 
@@ -178,7 +249,11 @@ def _in_our_words(error: Exception) -> str:
     option = re.search(r"Could not find '(.+)/(.+)'", lines[0])
     if option:
         group, name = option.groups()
+        if group == "hydra/launcher":
+            return f"{group}={name}: there is no such launcher{binding.nearest(name, lines[2:])}; for jobs side by side here, sweep.jobs=N"
         return f"{group}={name}: there is no such option{binding.nearest(name, lines[2:])}"
+    if found := re.match(r"Error merging 'hydra/launcher/(\w+)' with schema", lines[0]):
+        return f"hydra/launcher={found[1]}: Hydra's plugin of this name is installed and gets in the way; uninstall it, forge needs none"
     override = getattr(error, "override", None)
     if override:
         return f"{override.removeprefix('++')}: not an override; write key=value, and quote what holds spaces or brackets"

@@ -14,6 +14,7 @@ from rich.table import Table
 from forge import jobs, paths
 from forge.config import Config
 from forge.entry import entry
+from forge.progress import size, spark
 
 if TYPE_CHECKING:
     from forge.estimate import Estimate
@@ -57,7 +58,7 @@ def _show(config: Config, find: bool) -> None:
     file = estimate.keep(made)
     picture = file.with_name("learning_rate.png")
     forecast.draw(rates, config.name).savefig(picture)
-    _print(made, forecast.spark(rates), picture)
+    _print(made, spark(rates), picture)
 
 
 def _print(made: "Estimate", rates: str, picture: Path) -> None:
@@ -68,17 +69,12 @@ def _print(made: "Estimate", rates: str, picture: Path) -> None:
     table.add_row("epochs", ", ".join(f"{name} {epochs:.2f}" for name, epochs in made.epochs.items()))
     table.add_row("learning rate", rates)
     table.add_row("trained", f"{made.trainable:,} of {made.parameters:,} parameters ({made.trainable / made.parameters:.2%})")
-    table.add_row("memory", f"{_size(made.peak_gib)}: " + ", ".join(f"{what} {_size(gib)}" for what, gib in made.memory.items()))
-    table.add_row("disk", f"{_size(made.disk_gib)}, at {_size(made.checkpoint_gib)} a checkpoint")
+    table.add_row("memory", f"{size(made.peak_gib)}: " + ", ".join(f"{what} {size(gib)}" for what, gib in made.memory.items()))
+    table.add_row("disk", f"{size(made.disk_gib)}, at {size(made.checkpoint_gib)} a checkpoint")
     table.add_row("time", f"{_clock(made.total_seconds)}: " + ", ".join(f"{what} {_clock(s)}" for what, s in made.seconds.items()))
     table.add_row("on", f"{made.device}; start, tracking and release come on top")
     console.print(table)
     print(f"the learning rate as a picture: {picture}")
-
-
-def _size(gib: float) -> str:
-    """1.5 -> "1.50 GiB", 0.0123 -> "12.6 MiB"."""
-    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.1f} MiB"
 
 
 def _clock(seconds: float) -> str:

@@ -1,77 +1,194 @@
-"""Training and long preparations in the terminal: a bar where there is one, plain lines where output goes to a file."""
+"""Training and long preparations in the terminal: a few lines that move where there is one, plain lines where output goes to a file.
 
-import sys
+What is shown comes from the metrics alone, so a run that is read back from the store looks like one's own. A metric takes microseconds,
+the lines some milliseconds, twice a second.
+"""
+
+import math
 import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.console import Console, ConsoleOptions
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.text import Text
 
 from forge.spec import Metrics
 
 _LINE_EVERY_S = 15.0
+_WIDEST, _LABEL = 100, 12  # characters
+_POINTS = 400  # of a curve that are kept
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def spark(values: Sequence[float], width: int = 60, low: float = 0.0) -> str:
+    """One line of blocks from `low` to the largest value; each stands for the mean of its part of the run.
+
+    spark([0, 4, 8, 4], width=4) is " ▄█▄".
+    """
+    width = min(width, len(values))
+    bounds = [round(i * len(values) / width) for i in range(width + 1)] if width else []
+    means = [sum(values[a:b]) / (b - a) - low for a, b in pairwise(bounds)]
+    top = max(means, default=0.0) or 1.0
+    return "".join(_BLOCKS[max(0, round(mean / top * (len(_BLOCKS) - 1)))] for mean in means)
+
+
+def curve(values: Sequence[float], width: int) -> str:
+    """spark() of a loss: from a little below its lowest value, so that the lowest is a block too."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    return spark(values, width, low - (high - low) / 6)
+
+
+def clock(seconds: float) -> str:
+    """75 -> "1:15", 4000 -> "1:06:40"."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def size(gib: float) -> str:
+    """1.5 -> "1.50 GiB", 0.0123 -> "12.6 MiB"."""
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.1f} MiB"
+
+
+class Thinned:
+    """A curve of any length in `_POINTS` values or fewer: the means of as many neighbours as that takes."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self._each = 1
+        self._waiting: list[float] = []
+
+    def add(self, value: float) -> None:
+        self._waiting.append(value)
+        if len(self._waiting) == self._each:
+            self.values.append(sum(self._waiting) / self._each)
+            self._waiting = []
+        if len(self.values) == _POINTS:
+            self.values = [(a + b) / 2 for a, b in zip(self.values[::2], self.values[1::2], strict=True)]
+            self._each *= 2
+
+
+class Course:
+    """How far a run is: what the engine emitted of it so far, as lines to show. Shown from one thread while another adds to it."""
+
+    def __init__(self, total_steps: int):
+        self.total, self.step = total_steps, 0
+        self.losses = Thinned()
+        self.valid: dict[int, float] = {}  # by step
+        self.last: dict[str, float] = {}
+        self._evaluations: dict[int, float] = {}  # by step, their seconds
+        self._left: float | None = None
+        self._told = time.monotonic()
+
+    def take(self, metrics: Metrics, step: int) -> None:
+        self.last |= metrics
+        self.step = max(self.step, step)
+        if "train/loss" in metrics and math.isfinite(metrics["train/loss"]):
+            self.losses.add(metrics["train/loss"])
+        if "val/loss" in metrics:
+            self.valid = {**self.valid, step: metrics["val/loss"]}  # a new one: the thread that draws may be going through the old
+        if "perf/eval_s" in metrics:
+            self._evaluations[step] = metrics["perf/eval_s"]
+        if "perf/eta_s" in metrics:
+            self._left, self._told = self._estimate(metrics["perf/eta_s"], step), time.monotonic()
+
+    def left(self) -> float | None:
+        """Seconds until the last step and its evaluation are done; None before there is anything to tell it from."""
+        return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._told))
+
+    def _estimate(self, engine_s: float, step: int) -> float:
+        """The engine's own counts all time so far as steps, also what came before the first: the base's evaluation on the full set.
+
+        It is S (N - n) / n, after n of N steps in S seconds. Of S, the time of evaluations is taken out, those of step 0 included;
+        the rest is the steps', and the evaluations that are to come are added.
+        """
+        ahead = self.total - step
+        evaluations = [seconds for at, seconds in self._evaluations.items() if at < step]
+        spent = engine_s * step / ahead if ahead else 0.0
+        pace = max(0.0, spent - sum(evaluations) - self.last.get("perf/full_eval_s", 0.0)) / step
+        known = sorted(self._evaluations)
+        every = min((b - a for a, b in pairwise(known)), default=self.total)
+        to_come = len({*range(step - step % every + every, self.total + 1, every), self.total} - {step}) if ahead else 0
+        return ahead * pace + to_come * (sum(self._evaluations.values()) / len(known) if known else 0.0)
+
+    @property
+    def lowest(self) -> int | None:
+        """The step of the lowest validation loss so far, the earlier of equals."""
+        return min(self.valid, key=lambda step: (self.valid[step], step)) if self.valid else None
+
+    def line(self) -> str:
+        """All in one line, to be kept in a file: its parts stand two spaces apart."""
+        last, parts = self.last, [f"step {self.step}/{self.total}"]
+        parts += [f"loss {last['train/loss']:.3f}"] if "train/loss" in last else []
+        if self.valid:
+            at = max(self.valid)
+            parts.append(f"val {self.valid[at]:.3f}{' (lowest)' if at == self.lowest else ''}")
+        parts += self._speed()
+        left = self.left()
+        return "  ".join([*parts, f"eta {'-' if left is None else clock(left)}"])
+
+    def lines(self, width: int, elapsed: float | None = None) -> Iterator[Text]:
+        """Four lines or fewer, none wider than `width`."""
+        width = min(width, _WIDEST)
+        left = self.left()
+        times = [clock(elapsed)] if elapsed is not None else []
+        times += [f"eta {clock(left)}"] if left is not None and self.step < self.total else []
+        numbers = "  ".join([f"{self.step:,}/{self.total:,}", *times])
+        yield _row("training", _bar(self.step / max(1, self.total), width - _LABEL - len(numbers) - 2), "  ", numbers, width=width)
+        if self.losses.values:
+            loss = f"{self.last['train/loss']:.3f}"
+            drawn = Text(curve(self.losses.values, min(60, width - _LABEL - len(loss) - 2)), "cyan")
+            yield _row("loss", (loss, "bold"), "  ", drawn, width=width)
+        if self.valid:
+            yield _row("validation", *self._validation(), width=width)
+        if speed := self._speed():
+            yield _row("speed", "   ".join(speed), width=width)
+
+    def _validation(self) -> Iterator[str | tuple[str, str]]:
+        at, lowest = max(self.valid), self.lowest
+        assert lowest is not None, "something was evaluated"
+        yield f"{self.valid[at]:.3f}", "bold"
+        yield f" at step {at:,}  "
+        yield ("the lowest", "green") if at == lowest else (f"lowest {self.valid[lowest]:.3f} at step {lowest:,}", "yellow")
+
+    def _speed(self) -> list[str]:
+        last = self.last
+        parts = [f"{last['perf/tokens_per_s']:,.0f} tokens/s"] if "perf/tokens_per_s" in last else []
+        return parts + ([size(last["memory/peak_gib"])] if "memory/peak_gib" in last else [])
 
 
 class Display:
     """A context manager whose show() takes what the engine emits."""
 
     def __init__(self, total_steps: int, first_step: int = 0):
-        self._total, self._first = total_steps, first_step
+        self._course, self._first = Course(total_steps), first_step
         self._console = Console()
-        self._valid: float | None = None
         self._last_line = self._started = time.monotonic()
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("training", total=total_steps, completed=first_step, numbers="")
+        # Not transient: the last state stays on the screen, whatever ended the run.
+        self._live = Live(self, console=self._console, refresh_per_second=2) if self._console.is_terminal else None
 
     def __enter__(self) -> "Display":
-        self._bar.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.stop()
+        if self._live:
+            self._live.stop()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        yield from self._course.lines(options.max_width, time.monotonic() - self._started)
 
     def show(self, metrics: Metrics, step: int) -> None:
-        self._valid = metrics.get("val/loss", self._valid)
-        if step <= self._first and self._first:
-            return  # what an earlier life of the run emitted
-        numbers = self._numbers(metrics)
-        self._bar.update(self._task, completed=step, numbers=numbers)
+        self._course.take(metrics, step)
+        if self._live or (step <= self._first and self._first):
+            return  # what an earlier life of the run emitted gets no line
         now = time.monotonic()
-        if not self._console.is_terminal and ("val/loss" in metrics or now - self._last_line > _LINE_EVERY_S):
+        if "val/loss" in metrics or now - self._last_line > _LINE_EVERY_S:
             self._last_line = now
-            print(f"step {step}/{self._total}  {numbers}  eta {self._eta(step, now)}", file=sys.stdout, flush=True)
-
-    def _numbers(self, metrics: Metrics) -> str:
-        parts = [f"loss {metrics['train/loss']:.3f}"] if "train/loss" in metrics else []
-        parts += [f"val {self._valid:.3f}"] if self._valid is not None else []
-        parts += [f"{metrics['perf/tokens_per_s']:,.0f} tokens/s"] if "perf/tokens_per_s" in metrics else []
-        return "  ".join(parts)
-
-    def _eta(self, step: int, now: float) -> str:
-        done = step - self._first
-        if done <= 0:
-            return "–"
-        seconds = round((now - self._started) / done * (self._total - step))
-        return f"{seconds // 60}:{seconds % 60:02d}"
+            print(self._course.line(), flush=True)
 
 
 class Work:
@@ -110,3 +227,14 @@ class Work:
             rate = self._done / (now - self._started)
             of = f" of {self._total / 1e6:,.0f}" if self._total else ""
             print(f"{self._what}: {self._done / 1e6:,.0f}{of} MB, {rate / 1e6:.1f} MB/s", flush=True)
+
+
+def _row(label: str, *parts: str | tuple[str, str] | Text, width: int) -> Text:
+    row = Text.assemble((f"{label:<{_LABEL}}", "dim"), *parts, no_wrap=True)
+    row.truncate(width, overflow="ellipsis")
+    return row
+
+
+def _bar(share: float, width: int) -> Text:
+    full = min(max(0, width), round(share * width))
+    return Text.assemble(("━" * full, "cyan"), ("━" * (width - full), "bright_black"))

@@ -16,17 +16,19 @@ from forge.assemble import Parts, assemble, plan, planned, setup_of, store_of, u
 from forge.config import Config
 from forge.data import ledger
 from forge.errors import DataError, TrackingError
+from forge.evidence import Ended
 from forge.progress import Display
 from forge.release import Released, release
+from forge.reports import documents
 from forge.signals import Interrupts
 from forge.spec import Emit, Metrics, Plan, Result, Snapshot
 from forge.tracking import registry, resume, store
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
-from forge.training import checkpoint
+from forge.training import checkpoint, memory
 from forge.training.checkpoint import Store
 from forge.training.engine import fit
-from forge.training.evaluate import forgetting, full_scores, scores_on_test
+from forge.training.evaluate import Full, forgetting, full, scores_on_test
 from forge.training.memory import Bound, limited
 from forge.training.update import Update
 from forge.training.world import World, world
@@ -99,13 +101,19 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
         if forecast:
             run.text(json.dumps(vars(forecast), indent=2), "plan/plan.json")
         started = time.perf_counter()
-        result = _fit(run, job, named, ranks, interrupts)
+        ended = _fit(run, job, named, ranks, interrupts)
+        result = ended.result
         run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step} | evidence.realised(result))
         print(f"{result.reason}; best checkpoint: {result.best_why}")
-        scores = _score(job, result)
+        for one in ended.advice:
+            print(f"{one.severity}: {one.headline} ({one.why})" + (f"; try {one.override}" if one.override else ""))
+        checkpoint.load_weights(job.parts.loaded.model, job.checkpoints.at(result.best_step))
+        scores = _scores(run, job, result)
         run.summary(scores)
-        if forecast and not run.resumed:
-            run.summary(estimate.score(forecast, result, time.perf_counter() - started))
+        scored = estimate.score(forecast, result, time.perf_counter() - started) if forecast and not run.resumed else []
+        run.summary({f"plan/{one.name}_ratio": one.ratio for one in scored})
+        compared = [(one.words, one.estimated, one.measured) for one in scored]
+        evidence.report(run, config, overrides, job.parts, account, ended, scores, compared)
         released = None
         if config.release.enabled and not run.parent:  # a sweep chooses among its children
             released = release(config, job.parts, job.checkpoints.at(result.best_step), run.id)
@@ -125,40 +133,45 @@ def _follow(config: Config, ranks: World, interrupts: Interrupts) -> None:
             job.fit(lambda metrics, step: None, stop=asked, bound=bound, world=ranks)
 
 
-def _fit(run: Run, job: _Job, named: Path | None, ranks: World, interrupts: Interrupts) -> Result:
+def _fit(run: Run, job: _Job, named: Path | None, ranks: World, interrupts: Interrupts) -> Ended:
     """Train, and show it: in the terminal, as metrics, and as a dashboard at each evaluation."""
-    config, dashboard = job.config, job.config.tracking.dashboard
-    facts = evidence.facts(config, run, job.steps, job.parts)
     first = checkpoint.step_of(named) if named else job.checkpoints.last_step()
     with (
         interrupts.patient(run.asked_to_stop, ranks.any) as asked,
         Display(job.steps.total_steps, first) as display,
         job.limited() as bound,
     ):
+        facts = evidence.facts(job.config, run, job.steps, job.parts, (bound.limit or memory.total()) / 2**30)
 
         def emit(metrics: Metrics, step: int) -> None:
             run.log(metrics, step)
             display.show(metrics, step)
 
         def watch(snapshot: Snapshot) -> None:
-            if dashboard:
-                history = list(snapshot.history)  # drawn in the background, while training adds to it
-                run.image(lambda: evidence.picture(facts, history, "training"), "dashboard", snapshot.step)
+            evidence.so_far(run, job.config, facts, snapshot.history, job.checkpoints)
 
-        result = job.fit(emit, resume=named, stop=asked, watch=watch, bound=bound, world=ranks)
-        run.tags({"forge.stop_reason": result.reason, "forge.best_reason": result.best_why})
-        if dashboard:
-            run.figure(evidence.picture(facts, result.history, result.reason, result.best_step), "dashboard.png")
-    return result
+        def base(measured: Full) -> None:
+            run.text(_documents(job, measured), documents.BASE_FILE)
+
+        result = job.fit(emit, resume=named, stop=asked, watch=watch, base=base, bound=bound, world=ranks)
+        return evidence.at_the_end(run, job.config, facts, result, job.checkpoints)
 
 
-def _score(job: _Job, result: Result) -> Metrics:
-    """The chosen checkpoint on the full validation set, against the base, and on the test rows."""
+def _scores(run: Run, job: _Job, result: Result) -> dict[str, float]:
+    """The chosen checkpoint, whose weights the model holds, on the full validation set, against the base, and on the test rows.
+
+    Also keeps each document's loss, by which runs are compared.
+    """
     model, data = job.parts.loaded.model, job.parts.data
-    checkpoint.load_weights(model, job.checkpoints.at(result.best_step))
-    final = full_scores(model, data)
+    final = full(model, data)
+    if final.documents:
+        run.text(_documents(job, final), documents.FILE)
     base = {key.replace("base/", "final/", 1): value for key, value in result.history[0][1].items()}
-    return {**final, **forgetting(final, base), **scores_on_test(model, data)}
+    return {**final.metrics, **forgetting(final.metrics, base), **scores_on_test(model, data)}
+
+
+def _documents(job: _Job, measured: Full) -> str:
+    return documents.text(job.parts.data.full_digest, measured.documents, job.parts.data.unweighted)
 
 
 def next_steps(config: Config, run_id: str, released: Released | None) -> str:

@@ -190,7 +190,11 @@ class ReleaseSpec:
 
 @checked(frozen=True, config=_STRICT)
 class TrackingSpec:
-    """`uri` null: MLFLOW_TRACKING_URI, else sqlite beside mlruns/. `parent_run` is set by a sweep for its children."""
+    """`uri` null: MLFLOW_TRACKING_URI, else sqlite beside mlruns/. `parent_run` is set by a sweep for its children.
+
+    `system_metrics`: seconds between looks at processor, memory, disk, network and NVIDIA GPUs; null: none. `tensorboard`: write the
+    metrics to mlruns/tensorboard too.
+    """
 
     uri: str | None
     experiment: str
@@ -198,10 +202,44 @@ class TrackingSpec:
     parent_run: str | None
     dashboard: bool
     tags: dict[str, str]
+    system_metrics: Annotated[float, Field(ge=1)] | None = 10.0
+    tensorboard: bool = False
+
+
+@checked(frozen=True, config=_STRICT)
+class PruningSpec:
+    """Which jobs of a search end early. `startup`: so many come to their end before any is cut short. `warmup`: the share of its budget
+    that each gets; halving compares there, at `factor` times it and so on, and lets the best 1/`factor` of all go on.
+    """
+
+    startup: Annotated[int, Field(ge=0)]
+    warmup: Annotated[float, Field(ge=0.01, lt=1)]
+    factor: Annotated[int, Field(ge=2)]
 
 
 @checked(frozen=True, config=_STRICT)
 class SweepSpec:
-    """`release_winner`: register the best child when all are done."""
+    """`jobs`: how many children at once. `release_winner`: register the best child when all are done.
 
+    `again`: a sweep that came to its end is run anew. `sampler`: what finds the jobs in the space that -m gives; null: -m lists them.
+    `trials`: how many it finds; null: all of a grid. `startup`: so many are random before tpe learns from them. `seed` decides which.
+    `pruner`: how jobs are compared while they train, so that bad ones end early.
+    """
+
+    jobs: Count
     release_winner: bool
+    again: bool
+    sampler: Literal["tpe", "random", "grid"] | None
+    trials: Count | None = None
+    startup: Count = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    pruner: Literal["median", "halving", "none"] = "none"
+    pruning: PruningSpec | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "SweepSpec":
+        if self.sampler in ("tpe", "random") and self.trials is None:
+            raise ValueError(f"sampler {self.sampler} needs trials, the number of jobs; a grid alone ends by itself")
+        if self.pruner != "none" and self.pruning is None:
+            raise ValueError(f"pruner {self.pruner} needs pruning: startup, warmup and factor, as in conf/sweep/tpe.yaml")
+        return self

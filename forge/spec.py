@@ -195,7 +195,7 @@ class Data:
 class Snapshot:
     """What a callback sees after a step. `metrics` holds all that this step emitted; `model` is live: look, don't touch.
 
-    `seconds`: how long the run has trained, all its lives together. `rows`: where the step's rows came from.
+    `seconds`: how long the run has trained, all its lives together. `rows`: where the step's rows came from. `total_steps`: the plan's.
     """
 
     step: int
@@ -205,6 +205,7 @@ class Snapshot:
     model: Any
     seconds: float = 0.0
     rows: tuple[str, ...] = ()
+    total_steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def _single(composed: DictConfig) -> None:
     config = check(composed)
     outcome = train(config, jobs.task_overrides())
     assert outcome, "only processes that follow have none"
-    print("\n" + next_steps(config, outcome.run_id, outcome.released))
+    if config.tracking.parent_run is None:  # a sweep says itself what there is to look at
+        print("\n" + next_steps(config, outcome.run_id, outcome.released))
 
 
 if __name__ == "__main__":

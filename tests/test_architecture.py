@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer a
     ("training", "training.engine", "training.callbacks"),
     ("config", "binding", "sweep.space", "jobs", "tracking", "serving"),
     ("assemble",),
-    ("release", "estimate", "batch_size"),
+    ("release", "estimate", "batch_size", "samples"),
     ("evidence",),
     ("runner",),
     ("sweep",),

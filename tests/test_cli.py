@@ -130,6 +130,22 @@ def test_a_sweep_with_a_job_twice_is_refused(shell: Shell) -> None:
     assert line.startswith("two jobs of the sweep are the same experiment: optimizer.lr=0.1")
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("optimizer.lr=interval(0.1,0.2)",), "optimizer.lr: an interval needs a search: add sweep=tpe"),
+        (("resume=0123456789abcdef", "seed=1,2"), "resume=… names one run, but a sweep goes on by itself"),
+        (
+            ("seed=1,2", "hydra.sweeper._target_=hydra_plugins.optuna.OptunaSweeper"),
+            "hydra/sweeper: hydra_plugins.optuna.OptunaSweeper can't drive",
+        ),
+    ],
+)
+def test_what_a_sweep_does_itself_is_not_asked_of_hydra(shell: Shell, argv: tuple[str, ...], said: str) -> None:
+    (line,) = shell.refused("-m", *argv)
+    assert line.startswith(said)
+
+
 def test_the_user_s_own_experiment_and_source_work_once_their_package_is_allowed(mine: Shell) -> None:
     done = mine.forge("--config-dir", "own", "+experiment=poetry", "allowed_targets=[mypackage.]", "--cfg", "job")
     assert (done.code, done.errors) == (0, [])

@@ -20,8 +20,12 @@ PLACED = {
     "data/source": "+data/source@data.sources.extra.source",
     "data/filter": "+data/filter@data.filters.extra",
     "data/policy": "+data/policy@data",
+    "hydra/launcher": "hydra/launcher",  # Hydra itself lists it
 }
-FILLED = {"data/source": ["data.path=dummy"]}  # null in the default data, and some sources read it
+FILLED = {
+    "data/source": ["data.path=dummy"],  # null in the default data, and some sources read it
+    "sweep": ["seed=0,1"],  # a search needs something to vary
+}
 
 
 def placed(group: str) -> str:

@@ -26,20 +26,26 @@ def count_nonfinite(history: History) -> int:
     return sum(not math.isfinite(value) for _, metrics in history for value in metrics.values())
 
 
-def ema_decay(points: int) -> float:
-    """Averages over a thirtieth of the curve, 50 points at most: the average lags by as much, and the loss falls fast at first."""
-    return 1 - 1 / min(50.0, max(1.0, points / 30))
+def smooth(values_N: np.ndarray) -> np.ndarray:
+    """Local straight lines (Cleveland 1979, LOWESS, with equal weights): no lag, and right at both ends. Linear in N.
 
+    The line at point i goes through the points at most `h` away, h = min(50, N / 10, i / 5): a loss changes fastest at first.
+    """
+    n = len(values_N)
+    i_N = np.arange(n)
+    h_N = np.minimum(min(50, n // 10), i_N // 5)
+    low_N, high_N = np.maximum(i_N - h_N, 0), np.minimum(i_N + h_N + 1, n)
+    middle = values_N.mean() if n else 0.0  # sums of small numbers lose fewer digits
+    x_N, y_N = i_N - n / 2, values_N - middle
 
-def ema(values_N: np.ndarray, decay: float) -> np.ndarray:
-    """Exponential moving average whose weights sum to 1 from the first value on (Adam's bias correction)."""
-    out_N = np.empty(len(values_N))
-    average, weight = 0.0, 0.0
-    for i, value in enumerate(values_N):
-        average = decay * average + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        out_N[i] = average / weight
-    return out_N
+    def window(terms_N: np.ndarray) -> np.ndarray:
+        sums = np.concatenate([[0.0], np.cumsum(terms_N)])
+        return (sums[high_N] - sums[low_N]) / (high_N - low_N)
+
+    mean_x_N, mean_y_N = window(x_N), window(y_N)
+    spread_N, together_N = window(x_N * x_N) - mean_x_N**2, window(x_N * y_N) - mean_x_N * mean_y_N
+    slope_N = np.divide(together_N, spread_N, out=np.zeros(n), where=h_N > 0)
+    return middle + mean_y_N + slope_N * (x_N - mean_x_N)
 
 
 def decimate(x_N: np.ndarray, y_N: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
@@ -106,9 +112,10 @@ def decimals(value: float, places: int) -> str:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 in each power of ten, or fewer when those would be crowded."""
+    """1, 2, 5 in each power of ten, or fewer when those would be crowded, or more where there would be one at most."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for mantissas, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
+    finer: list[tuple[Sequence[float], int]] = [((1, 1.5, 2, 3, 5, 7), 1), ((1, 2, 5), 1), ((1, 3), 1)]
+    for mantissas, every in (*finer, *(((1,), 2**power) for power in range(10))):
         ticks = [m * 10.0**e for e in exponents[::every] for m in mantissas if low <= m * 10.0**e <= high]
         if len(ticks) <= 5:
             break
@@ -127,11 +134,35 @@ def value_at(history: History, key: str, step: int | None) -> float | None:
     return float(found[0]) if found else None
 
 
-def generalisation_gap(history: History) -> float | None:
-    """Validation minus smoothed training loss at the last evaluation; None before either of them exists."""
+def gaps(history: History) -> tuple[np.ndarray, np.ndarray]:
+    """Steps of the evaluations, and validation minus smoothed training loss there; from the first training loss on."""
     eval_steps, valid = finite(history, "val/loss")
     steps, train = finite(history, "train/loss")
-    if not len(eval_steps) or not len(steps) or steps[0] > eval_steps[-1]:
-        return None
-    smooth = ema(train, ema_decay(len(train)))
-    return float(valid[-1] - smooth[np.searchsorted(steps, eval_steps[-1], side="right") - 1])
+    if not len(steps):
+        return np.empty(0), np.empty(0)
+    known = eval_steps >= steps[0]
+    at = np.searchsorted(steps, eval_steps[known], side="right") - 1
+    return eval_steps[known], valid[known] - smooth(train)[at]
+
+
+def generalisation_gap(history: History) -> float | None:
+    """Validation minus smoothed training loss at the last evaluation; None before either of them exists."""
+    _, values = gaps(history)
+    return float(values[-1]) if len(values) else None
+
+
+def signed(value: float, places: int) -> str:
+    return f"{'+' if value >= 0 else '-'}{decimals(abs(value), places)}"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"

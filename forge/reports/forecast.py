@@ -1,15 +1,12 @@
-"""The learning rate of a run before it starts: as a figure, and in characters for the terminal."""
+"""The learning rate of a run before it starts, as a figure."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from forge.reports.dashboard import DPI
 from forge.reports.panels import GREY, INK
-
-_BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def draw(rates: Sequence[float], title: str) -> Figure:
@@ -26,15 +23,3 @@ def draw(rates: Sequence[float], title: str) -> Figure:
     ax.tick_params(colors=GREY)
     ax.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def spark(values: Sequence[float], width: int = 60) -> str:
-    """One line of blocks from 0 to the largest value; each stands for the mean of its part of the run.
-
-    spark([0, 4, 8, 4], width=4) is " ▄█▄".
-    """
-    width = min(width, len(values))
-    bounds = [round(i * len(values) / width) for i in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
-    top = max(means) or 1.0
-    return "".join(_BLOCKS[round(mean / top * (len(_BLOCKS) - 1))] for mean in means)

@@ -1,126 +1,220 @@
-"""A sweep's parent run: opens it, lets Hydra run the jobs, ranks the children, releases the winner."""
+"""A sweep's parent run: has each job trained as a child in a process of its own, ranks the children, releases the winner.
 
-import traceback
-from dataclasses import dataclass, replace
-from functools import partial
-from hashlib import sha256
-from typing import Any
+The same command again goes on where the last one stopped. This process stays free of MLX until all children have ended.
+"""
 
-from omegaconf import DictConfig
+import json
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
+from pathlib import Path
 
-from forge import jobs
-from forge.assemble import assemble, store_of
-from forge.config import Config, check
-from forge.errors import ForgeError
+from mlflow import MlflowClient
+
+from forge import paths
+from forge.config import Config
+from forge.errors import ForgeError, Stopped
 from forge.jobs import Jobs
-from forge.release import Released, release
-from forge.runner import Outcome, next_steps, train
-from forge.signals import AskedToStop, Interrupts
-from forge.tracking import registry
+from forge.signals import Interrupts
+from forge.sweep import family, pictures, table, winner
+from forge.sweep.children import Child, Children
+from forge.sweep.launch import Ended, Job, Launcher
+from forge.sweep.launchers import Make, chosen
+from forge.sweep.pool import Pool
+from forge.sweep.release import release_winner
+from forge.sweep.search import Listed, Search
+from forge.sweep.winner import Verdict
+from forge.tracking import reader, stop, store
+from forge.tracking.reader import Seen
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
 
-
-@dataclass(frozen=True)
-class Child:
-    """One job's end: its outcome, or the error it died of."""
-
-    name: str
-    config: Config
-    outcome: Outcome | None
-    error: str | None
+_LOOK_EVERY_S = 0.25
 
 
 def sweep(asked: Jobs) -> int:
-    """Run every job as a child of one run. A job that fails is one failed child. Returns the exit code: 0, or 1 when one failed.
+    """Run every job as a child of one run. Returns the exit code: 0, or 1 when a child failed.
 
-    Raises ForgeError when every job failed, and Stopped on a signal.
+    Raises ForgeError when no child finished, and Stopped on a signal.
     """
-    first = asked.configs[0]
-    identity = sha256(" ".join(sorted(config.identity for config in asked.configs)).encode()).hexdigest()[:16]
-    children: list[Child] = []
-    named = replace(first.tracking, run_name=first.tracking.run_name or f"sweep {' × '.join(asked.swept)}".strip())
-    with Interrupts(), open_run(named, identity, tags={"forge.sweep": " ".join(asked.swept)}) as parent:
-        print(f"sweep of {len(asked.configs)} runs over {', '.join(asked.swept) or 'nothing'}", flush=True)
-        parent.text(first.yaml(), "config/first_child.yaml")
-        parent.params({"sweep.jobs": len(asked.configs), "sweep.keys": ", ".join(asked.swept)})
+    assert asked.hydra is not None
+    first, make = asked.configs[0], chosen(asked.hydra)
+    mark, over = family.identity(asked), " × ".join(asked.swept)
+    with Interrupts() as interrupts:
+        client = store.connect(first.tracking.uri)
+        former = None if first.sweep.again else family.earlier(client, first.tracking, mark)
+        if former and former.tags.get(family.WHOLE) == family.whole(first):
+            changed = _changed(client, former, asked)
+            if not changed:
+                _say_done(client, former, first)
+                return 0
+            print(f"this sweep came to its end as run {former.id}, but {changed} changed since: it is run anew", flush=True)
+            former = None
+        name = first.tracking.run_name or f"sweep {over}".strip()
+        named = replace(first.tracking, run_name=name, system_metrics=None)  # its children sample the machine
+        tags = {family.SWEEP: " ".join(asked.swept), family.FOLDER: str(_folder(asked))}
+        with open_run(named, mark, former.id if former else None, tags) as parent:
+            try:
+                children, verdict = _Sweep(client, parent, asked, interrupts, goes_on=former is not None).run(make)
+            except Stopped:
+                print("forge: the same command again goes on with the sweep", flush=True)
+                raise
+            if verdict is None:
+                raise ForgeError("no run of the sweep finished: " + "; ".join(f"{c.proposal.name}: {c.cause}" for c in children))
+            wanted = first.release.enabled and first.sweep.release_winner
+            released = release_winner(client, parent, children[0], verdict) if wanted else None
+            if all(child.finished for child in children):
+                parent.tags({family.WHOLE: family.whole(first)})
+    from forge.runner import next_steps  # imports MLX
 
-        def job(composed: DictConfig) -> None:
-            children.append(_run_child(composed, asked.swept, len(children) + 1))
-            if reason := parent.asked_to_stop():
-                raise AskedToStop(reason)
-
-        try:
-            jobs.launch(job, [*asked.argv, f"tracking.parent_run={parent.id}"])
-        finally:
-            ranked = _ranked(children)
-            _record(parent, ranked, [c for c in children if c.error])
-        if not ranked:
-            raise ForgeError("every run of the sweep failed: " + "; ".join(f"{c.name}: {c.error}" for c in children))
-        released = _release(ranked, parent) if first.release.enabled and first.sweep.release_winner else None
     print("\n" + next_steps(first, parent.id, released))
-    return 0 if len(ranked) == len(asked.configs) else 1
+    return 1 if any(child.failed for child in children) else 0
 
 
-def _ranked(children: list[Child]) -> list[Child]:
-    """Those that came to their end, lowest validation loss first."""
-    finished = [(child.outcome.result.best_loss, number) for number, child in enumerate(children) if child.outcome]
-    return [children[number] for _, number in sorted(finished)]
+def _changed(client: MlflowClient, former: Seen, asked: Jobs) -> str | None:
+    """What is no longer as it was when a sweep came to its end."""
+    runs = Children(client, former, asked, Path(former.tags[family.FOLDER]), None)
+    jobs = family.listed(asked) if asked.space is None else [child.proposal for child in runs.finished_before(asked.space.fixed, ())]
+    return next(iter(runs.outdated(jobs).values()), None)
 
 
-def _run_child(composed: DictConfig, swept: tuple[str, ...], number: int) -> Child:
-    config = check(composed)
-    overrides = jobs.task_overrides()
-    chosen = [o.lstrip("+~") for o in overrides if o.lstrip("+~").split("=")[0] in swept]
-    name = " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in (o.partition("=") for o in chosen)) or f"job {number}"
-    config = replace(config, tracking=replace(config.tracking, run_name=name))
-    print(f"\n[{number}] {name}", flush=True)
-    try:
-        return Child(name, config, train(config, overrides), None)
-    except AskedToStop as stop:  # this child alone
-        return Child(name, config, None, str(stop))
-    except ForgeError as error:
-        print(f"error: {name}: {error}", flush=True)
-        return Child(name, config, None, str(error))
-    except Exception as error:  # a bug, but this child's: the others go on
-        traceback.print_exc()
-        return Child(name, config, None, f"{type(error).__name__}: {error}")
+def _say_done(client: MlflowClient, former: Seen, first: Config) -> None:
+    best = former.tags.get("best/child")
+    print(f"this sweep came to its end as run {former.name} ({former.id})" + (f"; best: {best}" if best else ""))
+    command, address = store.page(first.tracking.uri, former.id)
+    print("\n".join(line for line in (f"Look at it:  {command or address}", f"             {address}" if command else "") if line))
+    print("To run all of it anew:  the same command with sweep.again=true")
 
 
-def _record(parent: Run, ranked: list[Child], failed: list[Child]) -> None:
-    """The ranked table as an artifact of the parent, in its description and on the terminal; the best as its metrics and tags."""
-    results = [(child.name, child.outcome.result, child.outcome.run_id) for child in ranked if child.outcome]
-    lines = [
-        f"{rank}. {name}: {result.best_loss:.4f} at step {result.best_step}" for rank, (name, result, _) in enumerate(results, start=1)
-    ]
-    lines += [f"- {child.name}: failed: {child.error}" for child in failed]
-    print("\n".join(["", *lines]))
-    parent.describe("Best validation loss, nats a token:\n\n" + "\n".join(lines))
-    parent.summary({"sweep/finished": len(ranked), "sweep/failed": len(failed)})
-    rows: list[tuple[Any, ...]] = [
-        (rank, name, result.best_loss, result.best_step, run_id, None) for rank, (name, result, run_id) in enumerate(results, start=1)
-    ]
-    rows += [(None, child.name, None, None, None, child.error) for child in failed]
-    if rows:
-        columns = ("rank", "child", "best_val_loss", "best_step", "run_id", "error")
-        parent.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)), "sweep/children.json")
-    if results:
-        name, best, run_id = results[0]
-        parent.summary({"best/val_loss": best.best_loss})
-        parent.tags({"best/child": name, "best/run_id": run_id})
+def _folder(asked: Jobs) -> Path:
+    assert asked.hydra is not None
+    return Path(asked.hydra.sweep.dir).absolute()
 
 
-def _release(ranked: list[Child], parent: Run) -> Released | None:
-    """Build the winner again from its configuration, and release its best checkpoint; None where the children can't be compared."""
-    outcomes = [child.outcome for child in ranked if child.outcome]
-    if len({outcome.valid_digest for outcome in outcomes}) > 1:
-        reason = "the children were measured on different validation tokens, so none is the best and none is released"
-        print(reason + "; release one with a run of its own, or sweep over what leaves data and tokenizer alone")
-        parent.tags({"forge.decision": reason})
-        return None
-    winner, run_id = ranked[0], outcomes[0].run_id
-    parts = assemble(winner.config, partial(registry.fetch, winner.config.tracking.uri))
-    released = release(winner.config, parts, store_of(winner.config, parts, run_id).at(outcomes[0].result.best_step), run_id)
-    parent.tags({"forge.released": released.version.uri, "forge.decision": released.reason})
-    print(f"{winner.name}: {released.sentence(winner.config.release.alias)}")
-    return released
+class _Sweep:
+    """One life of a sweep."""
+
+    def __init__(self, client: MlflowClient, parent: Run, asked: Jobs, interrupts: Interrupts, goes_on: bool):
+        self._client, self._parent, self._asked, self._interrupts, self._goes_on = client, parent, asked, interrupts, goes_on
+        self._config = asked.configs[0]
+        seen = reader.get(client, parent.id)
+        self._folder = Path(seen.tags[family.FOLDER])
+        self._total = len(asked.configs) if asked.space is None else self._config.sweep.trials or asked.space.size
+        self._runs = Children(client, seen, asked, self._folder, self._total)
+        self._done: list[Child] = []
+
+    def run(self, make: Make | None) -> tuple[list[Child], Verdict | None]:
+        """All children, ranked, and which is the best; None where none finished. What there is of them is recorded however it ends."""
+        asked, parent = self._asked, self._parent
+        print(
+            f"sweep of {self._total} runs over {', '.join(asked.swept) or 'nothing'} ({parent.id}){' goes on' if self._goes_on else ''}",
+            flush=True,
+        )
+        parent.text(self._config.yaml(), "config/first_child.yaml")
+        parent.params({"sweep.keys": ", ".join(asked.swept), "sweep.sampler": self._config.sweep.sampler})
+        if self._goes_on:
+            self._runs.await_former()
+            if asked.space is None:
+                self._runs.outdated(family.listed(asked))  # all are looked at in one process
+        launcher = self._launcher(make)
+        try:
+            search = self._search()
+            self._drive(search, launcher)
+        finally:
+            launcher.close()
+            ranked, verdict = self._record()
+        pictures.draw(self._client, self._parent, ranked, search)
+        return ranked, verdict
+
+    def _drive(self, search: Search, launcher: Launcher) -> None:
+        """Have jobs run, as many at once as may, until the search has no more or someone asks to stop."""
+        running: dict[Future[Ended], int] = {}
+        reason: str | None = None
+        with self._interrupts.patient(self._parent.asked_to_stop) as asked_to_stop:
+            try:
+                while True:
+                    if reason is None and (reason := asked_to_stop()):
+                        self._stop(launcher)
+                    while reason is None and len(running) < self._config.sweep.jobs and (proposal := search.ask()):
+                        begun = self._runs.begin(proposal)
+                        if isinstance(begun, Child):
+                            print(f"{self._runs.title(proposal)}: finished before ({begun.run.id})", flush=True)
+                            self._end(search, begun)
+                        else:
+                            print(f"{begun.title} ({begun.run_id})" + _elsewhere(begun, self._config.sweep.jobs), flush=True)
+                            running[launcher.submit(begun)] = proposal.number
+                    if not running:
+                        break
+                    for future in wait(running, _LOOK_EVERY_S, FIRST_COMPLETED).done:
+                        self._end(search, self._runs.end(running.pop(future), future.exception() or future.result(), reason))
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    self._stop(launcher)
+                else:
+                    launcher.kill()
+                for future, number in running.items():
+                    self._done.append(self._runs.end(number, future.exception() or future.result(), "ended with its sweep"))
+                raise
+
+    def _stop(self, launcher: Launcher) -> None:
+        """Kindly: with a signal to the children of this machine; those elsewhere look at the tag."""
+        launcher.stop()
+        self._client.set_tag(self._parent.id, stop.TAG, "true")
+
+    def _end(self, search: Search, child: Child) -> None:
+        self._done.append(child)
+        if child.run.status != "KILLED":  # else it is to go on
+            search.tell(child.proposal.number, child.loss, None if child.finished else child.cause)
+        if child.seconds is not None:
+            how = f"best validation loss {child.loss:.4f}" if child.loss is not None else f"{child.run.status.lower()}: {child.cause}"
+            print(f"{self._runs.title(child.proposal)}: {how}", flush=True)
+
+    def _search(self) -> Search:
+        if self._asked.space is None:
+            return Listed(family.listed(self._asked))
+        from forge.sweep.study import Optimised
+
+        return Optimised(self._asked.space, self._config.sweep, paths.checkpoints(self._parent.id) / "study.journal", self._parent.id)
+
+    def _launcher(self, make: Make | None) -> Launcher:
+        at_once = self._config.sweep.jobs
+        return make(self._folder / "launcher") if make else Pool(at_once, _say if at_once == 1 else None)
+
+    def _record(self) -> tuple[list[Child], Verdict | None]:
+        """The ranked table, the winner and why, on the parent run and in the terminal."""
+        if self._asked.space is not None:
+            self._done += self._runs.finished_before(self._asked.space.fixed, {child.run.id for child in self._done})
+        verdict = self._verdict()
+        ranked = table.ranked(self._done, verdict)
+        table.show(ranked)
+        if verdict and verdict.number is not None:
+            print(f"best: {verdict.why}", flush=True)
+        parent = self._parent
+        parent.describe(table.markdown(ranked, verdict))
+        columns = table.columns(ranked, self._asked.swept)
+        split = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
+        parent.text(json.dumps(split), "sweep/children.json")
+        parent.tags({"mlflow.loggedArtifacts": json.dumps([{"path": "sweep/children.json", "type": "table"}])})  # shown as a table
+        summary: dict[str, float] = {
+            "sweep/finished": sum(child.finished for child in ranked),
+            "sweep/failed": sum(child.failed for child in ranked),
+        }
+        if verdict and verdict.number is not None:
+            best = ranked[0]
+            parent.tags({"best/child": best.proposal.name, "best/run_id": best.run.id, "best/why": verdict.why})
+            summary |= {key: best.run.metrics[key] for key in ("best/val_loss", "best/step") if key in best.run.metrics}
+        parent.summary(summary)
+        return ranked, verdict
+
+    def _verdict(self) -> Verdict | None:
+        texts = {c.run.id: reader.text(self._client, c.run.id, "evaluation/rows.json") for c in self._done if c.loss is not None}
+        rows = {run_id: [(float(loss), int(count)) for loss, count in json.loads(text)] for run_id, text in texts.items() if text}
+        finalists = table.finalists(self._done, rows)
+        return winner.judge(finalists) if finalists else None
+
+
+def _elsewhere(job: Job, at_once: int) -> str:
+    return f": its output is in {job.log}" if at_once > 1 else ""
+
+
+def _say(title: str, line: str) -> None:
+    print(f"{title} │ {line}", flush=True)

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from forge.errors import TrackingError
 from forge.spec import Metrics
+from forge.tracking import store
 
 PARENT = "mlflow.parentRunId"
 _PAGE = 1000
@@ -36,6 +37,16 @@ class Seen:
     @property
     def parent(self) -> str | None:
         return self.tags.get(PARENT)
+
+
+def opened(configured: str | None) -> MlflowClient:
+    """A client of a store that is there. Raises TrackingError; makes nothing."""
+    where = store.uri(configured)
+    if where.startswith("sqlite:") and not Path(where.removeprefix("sqlite:///")).is_file():
+        raise TrackingError(
+            f"there is no tracking store at {where}; name one with --uri, or set MLFLOW_TRACKING_URI or FORGE_HOME to where runs are"
+        )
+    return store.connect(configured)
 
 
 def find(client: MlflowClient, wanted: str) -> Seen:

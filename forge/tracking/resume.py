@@ -7,7 +7,10 @@ from forge import paths
 from forge.errors import TrackingError
 from forge.settings import TrackingSpec
 from forge.tracking import store
-from forge.tracking.run import IDENTITY, ROOT, here, last_step
+from forge.tracking.names import IDENTITY, ROOT, here
+from forge.tracking.run import last_step
+
+_WAIT_S = 1.0  # for one that only looks whether the run is dead
 
 
 def unfinished(spec: TrackingSpec, identity: str) -> str | None:
@@ -31,14 +34,15 @@ def resumable(spec: TrackingSpec, run_id: str) -> str:
     if record.info.status == "FINISHED":
         raise TrackingError(f"resume={run_id}: this run is finished; start a new one with resume=null")
     ran = record.data.tags.get(ROOT, "elsewhere")
-    if (ran != here() or last_step(client, run_id) > 0) and not paths.checkpoints(run_id).is_dir():
+    begun = last_step(client, run_id) > 0 or (ran != here() and record.info.status != "SCHEDULED")  # a sweep's child may start anywhere
+    if begun and not paths.checkpoints(run_id).is_dir():
         raise TrackingError(f"resume={run_id}: its checkpoints are not here but where it ran, {ran}; go on there")
     return run_id
 
 
 def _busy(run_id: str) -> bool:
     try:
-        with store.lock(f"run-{run_id}").acquire(timeout=0):
+        with store.lock(f"run-{run_id}").acquire(timeout=_WAIT_S):
             return False
     except Timeout:
         return True

@@ -33,6 +33,7 @@ def connect(configured: str | None) -> MlflowClient:
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each locked moment; what is lost, we say
     where = uri(configured)
     mlflow.set_tracking_uri(where)
     if "MLFLOW_REGISTRY_URI" not in os.environ:

@@ -15,31 +15,43 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from forge.spec import Metrics
+from forge.tracking.tries import Tries
 
 _BATCH = 1000  # MLflow's limit
-_PAUSES_S = (0.2, 1.0, 3.0)  # between tries
 
 Item = list[Metric] | Callable[[], None]
 
 
 class Writer:
-    """`lost` counts what could not be sent, `why` is the last reason; `non_finite` counts the values that MLflow can't hold."""
+    """`lost` counts what could not be sent, `why` is the last reason; `non_finite` counts the values that MLflow can't hold.
 
-    def __init__(self, client: MlflowClient, run_id: str):
-        self._client, self._run_id = client, run_id
+    `mirror` gets the metrics too, on the same thread.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, mirror: Callable[[list[Metric]], object] | None = None):
+        self._client, self._run_id, self._mirror = client, run_id, mirror
         self._queue: queue.Queue[Item | None] = queue.Queue()
-        self.lost = self.non_finite = 0
-        self.why = ""
-        self._away = False
+        self._tries = Tries((Exception,))  # a picture that can't be drawn must not end the thread
+        self.non_finite = 0
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
 
-    def metrics(self, metrics: Metrics, step: int) -> None:
+    @property
+    def lost(self) -> int:
+        return self._tries.lost
+
+    @property
+    def why(self) -> str:
+        return self._tries.why
+
+    def metrics(self, metrics: Metrics, step: int) -> int:
+        """Their time in the store, in ms since 1970."""
         now = int(time.time() * 1000)
         finite = [Metric(name, value, now, step) for name, value in metrics.items() if math.isfinite(value)]
         self.non_finite += len(metrics) - len(finite)
         if finite:
             self._queue.put(finite)
+        return now
 
     def call(self, task: Callable[[], None]) -> None:
         """Run `task`, which talks to MLflow, after all that was given before."""
@@ -54,11 +66,13 @@ class Writer:
         item = self._queue.get()
         while item is not None:
             if callable(item):
-                self._try(item, 1)
+                self._tries.make(item)
                 item = self._queue.get()
             else:
                 batch, waiting = self._gather(item)
-                self._try(partial(self._client.log_batch, self._run_id, metrics=batch, synchronous=True), len(batch))
+                self._tries.make(partial(self._client.log_batch, self._run_id, metrics=batch, synchronous=True), len(batch))
+                if self._mirror:
+                    self._tries.make(partial(self._mirror, batch), len(batch))
                 item = waiting[0] if waiting else self._queue.get()
 
     def _gather(self, first: list[Metric]) -> tuple[list[Metric], list[Item | None]]:
@@ -70,18 +84,3 @@ class Writer:
                 return batch, [item]
             batch += item
         return batch, []
-
-    def _try(self, task: Callable[[], object], size: int) -> None:
-        pauses = () if self._away else _PAUSES_S  # after a loss one try each, until one works: a close must not take hours
-        for pause in (*pauses, None):
-            try:
-                task()
-                self._away = False
-                return
-            except Exception as error:
-                if pause is None:
-                    self._away = True
-                    self.lost += size
-                    self.why = f"{type(error).__name__}: {error}".splitlines()[0]
-                else:
-                    time.sleep(pause)

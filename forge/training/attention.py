@@ -9,15 +9,16 @@ Letters: B rows, H heads of keys, G heads of queries to each of those, T positio
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
 from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 
-from forge.training.formulation import exp2, on_cpu
+from forge.training.formulation import differentiable, exp2, on_cpu
+from forge.training.streams import crew
 
 _BLOCK = 128  # queries; smaller blocks hide more, and cost more calls
 _TILE = 2**20  # scores
@@ -64,9 +65,14 @@ def _first_seen(segments_BT: np.ndarray) -> np.ndarray:
 
 
 def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, spans: list[Span], mask_B1TT: mx.array | None) -> mx.array:
-    """softmax(q kᵀ scale + mask) v. mask_B1TT None: causal. Scores are to the base 2."""
+    """softmax(q kᵀ scale + mask) v. mask_B1TT None: causal. Scores are to the base 2, and stand as k qᵀ: then no product transposes two
+    large matrices, and the maximum runs over rows. A further column does what a pass would: ones beside v add up p, and -normal and -delta
+    beside ones subtract. The spans are dealt out to the streams of the crew.
+    """
     B, H, T, _ = k.shape
     G = q.shape[1] // H
+    streams = crew()
+    lane_of = _dealt(spans, len(streams))
 
     def fold(x: mx.array, tile: Tile, span: Span) -> mx.array:
         """The queries of a tile, those of all heads that look at the same keys below one another."""
@@ -76,65 +82,96 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, spans: list[
     def seen(x: mx.array, tile: Tile, span: Span) -> mx.array:
         return x[*tile, span[2] : span[1]]
 
-    def joined(tiles: list[mx.array], length: int) -> mx.array:
-        return mx.concatenate([tile.reshape(-1, *tile.shape[2:]) for tile in tiles]).reshape(B, -1, length, tiles[0].shape[-1])
+    def over_tiles(of_tile: Callable[[Tile, Span, list[mx.array]], list[mx.array]], queries: int) -> list[list[mx.array]]:
+        """By span, what `of_tile` gives for all rows and heads, of which the first `queries` by query. One tile of a stream at a time: the
+        third argument is what the one before gave."""
+        last: list[list[mx.array]] = [[] for _ in streams]
+        found = []
+        for span, lane in zip(spans, lane_of, strict=True):
+            tiles = []
+            with mx.stream(streams[lane]):
+                for tile in _tiles(B, H, G, span):
+                    last[lane] = of_tile(tile, span, last[lane])
+                    tiles.append(last[lane])
+                heads = [H * G if number < queries else H for number in range(len(last[lane]))]
+                found.append([_joined(parts, B, each) for parts, each in zip(zip(*tiles, strict=True), heads, strict=True)])
+        return found
 
     @cache  # all heads of a row have one
     def bias(row: int, rows: int, span: Span) -> mx.array:
         return _bias(mask_B1TT, slice(row, rows), span, G)
 
-    def scores(q: mx.array, k: mx.array, tile: Tile, span: Span, after: list[mx.array]) -> tuple[mx.array, mx.array, mx.array]:
-        """The tile's queries and keys, and their scores. One tile at a time: `after` what the one before gives."""
-        q_Q, k_K = fold(q, tile, span), seen(k, tile, span)
-        if after:
-            q_Q = mx.depends([q_Q], after)[0]
-        return q_Q, k_K, q_Q @ k_K.swapaxes(-1, -2) + bias(tile[0].start, tile[0].stop, span)
+    def scores(q_Q: mx.array, k_K: mx.array, tile: Tile, span: Span) -> mx.array:
+        bias_KQ = bias(tile[0].start, tile[0].stop, span)
+        score_KQ, some = k_K @ q_Q.swapaxes(-1, -2), bias_KQ.shape[-2]
+        if some == score_KQ.shape[-2]:
+            return score_KQ + bias_KQ
+        score_KQ[..., -some:, :] = k_K[..., -some:, :] @ q_Q.swapaxes(-1, -2) + bias_KQ  # as reading them would have all copied
+        return score_KQ
 
-    @mx.custom_function
-    def attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-        q, k, v = q * (scale * _LOG2_E), mx.contiguous(k), mx.contiguous(v)
-        outs, normals = [], []
-        last: list[mx.array] = []
-        for span in spans:
-            out, normal = [], []
-            for tile in _tiles(B, H, G, span):
-                _, _, score = scores(q, k, tile, span, last)
-                max_Q1 = score.max(-1, keepdims=True)
-                p = exp2(score - max_Q1)
-                sum_Q1 = p @ mx.ones((p.shape[-1], 1))
-                last = [(p @ seen(v, tile, span)) / sum_Q1, max_Q1 + mx.log2(sum_Q1)]
-                out.append(last[0])
-                normal.append(last[1])
-            outs.append(joined(out, span[1] - span[0]))
-            normals.append(joined(normal, span[1] - span[0]))
-        return mx.concatenate(outs, axis=2), mx.concatenate(normals, axis=2)
+    def forward(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        q, k, v1 = q * (scale * _LOG2_E), mx.contiguous(k), _beside(v)
 
-    @attend.vjp
-    def attend_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
-        q, k, v = primals[0] * (scale * _LOG2_E), mx.contiguous(primals[1]), mx.contiguous(primals[2])
+        def of_tile(tile: Tile, span: Span, before: list[mx.array]) -> list[mx.array]:
+            score_KQ = scores(_after(fold(q, tile, span), before), seen(k, tile, span), tile, span)
+            max_1Q = score_KQ.max(-2, keepdims=True)
+            out1 = exp2(score_KQ - max_1Q).swapaxes(-1, -2) @ seen(v1, tile, span)
+            return [out1[..., :-1] / out1[..., -1:], max_1Q.swapaxes(-1, -2) + mx.log2(out1[..., -1:])]
+
+        out, normal = (mx.concatenate(list(of_spans), axis=2) for of_spans in zip(*over_tiles(of_tile, 2), strict=True))
+        return out, normal
+
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
         d_out, (out, normal) = cotangents[0], outputs
-        delta = (d_out * out).sum(-1, keepdims=True)
+        q, k = primals[0] * (scale * _LOG2_E), mx.contiguous(primals[1])
+        q1, k1, v1 = _beside(q, -normal), _beside(k), _beside(primals[2])
+        d_out1 = _beside(d_out, -(d_out * out).sum(-1, keepdims=True))
         bias.cache_clear()  # else it would be kept from the forward pass on, which is not linear in the length
-        dqs, dks, dvs = [], [], []
-        last: list[mx.array] = []
-        for span in spans:
-            dq: list[mx.array] = []
-            dk: list[mx.array] = []
-            dv: list[mx.array] = []
-            for tile in _tiles(B, H, G, span):
-                q_Q, k_K, score = scores(q, k, tile, span, last)
-                p, d_out_Q = exp2(score - fold(normal, tile, span)), fold(d_out, tile, span)
-                d_score = p * (d_out_Q @ seen(v, tile, span).swapaxes(-1, -2) - fold(delta, tile, span))
-                last = [d_score @ k_K, d_score.swapaxes(-1, -2) @ q_Q, p.swapaxes(-1, -2) @ d_out_Q]
-                for total, part in zip((dq, dk, dv), last, strict=True):
-                    total.append(part)
-            dqs.append(joined(dq, span[1] - span[0]))
-            dks.append(joined(dk, span[1] - span[2]))
-            dvs.append(joined(dv, span[1] - span[2]))
-        return mx.concatenate(dqs, axis=2) * scale, _overlapped(dks, spans) * (1 / _LOG2_E), _overlapped(dvs, spans)
 
-    out_and_normal: Any = attend(q, k, v)
-    return cast(mx.array, out_and_normal[0])
+        def of_tile(tile: Tile, span: Span, before: list[mx.array]) -> list[mx.array]:
+            q1_Q, d_out1_Q = _after(fold(q1, tile, span), before), fold(d_out1, tile, span)
+            p_KQ = exp2(scores(q1_Q, seen(k1, tile, span), tile, span))
+            d_score_KQ = p_KQ * (seen(v1, tile, span) @ d_out1_Q.swapaxes(-1, -2))
+            dq = d_score_KQ.swapaxes(-1, -2) @ seen(k, tile, span)
+            return [dq, d_score_KQ @ fold(q, tile, span), p_KQ @ fold(d_out, tile, span)]
+
+        dq, dk, dv = zip(*over_tiles(of_tile, 1), strict=True)
+        return mx.concatenate(list(dq), axis=2) * scale, summed(dk) * (1 / _LOG2_E), summed(dv)
+
+    def summed(parts: Sequence[mx.array]) -> mx.array:
+        """The sum over spans, on each stream of its own."""
+        sums = []
+        for lane in sorted(set(lane_of)):
+            own = [number for number, its in enumerate(lane_of) if its == lane]
+            with mx.stream(streams[lane]):
+                sums.append(_overlapped([parts[number] for number in own], [spans[number] for number in own], T))
+        return reduce(mx.add, sums)
+
+    return cast(mx.array, differentiable(forward, backward)(q, k, v)[0])
+
+
+def _dealt(spans: list[Span], lanes: int) -> list[int]:
+    """For each span its lane, such that all have much the same work: the largest first, to the lane that has least."""
+    areas = [(stop - start) * (stop - first) for start, stop, first in spans]
+    sums, lane_of = [0] * lanes, [0] * len(spans)
+    for number in sorted(range(len(spans)), key=lambda number: -areas[number]):
+        lane_of[number] = sums.index(min(sums))
+        sums[lane_of[number]] += areas[number]
+    return lane_of
+
+
+def _after(x: mx.array, before: list[mx.array]) -> mx.array:
+    return mx.depends([x], before)[0] if before else x
+
+
+def _beside(x: mx.array, column: mx.array | None = None) -> mx.array:
+    """x with a further column, of ones unless it is given."""
+    return mx.concatenate([x, mx.ones((*x.shape[:-1], 1)) if column is None else column], axis=-1)
+
+
+def _joined(tiles: Sequence[mx.array], B: int, heads: int) -> mx.array:
+    """Those of all rows and heads, which come one after another: (B, heads, positions, D)."""
+    return mx.concatenate([tile.reshape(-1, *tile.shape[2:]) for tile in tiles]).reshape(B, heads, -1, tiles[0].shape[-1])
 
 
 def _tiles(B: int, H: int, G: int, span: Span) -> Iterator[Tile]:
@@ -146,21 +183,26 @@ def _tiles(B: int, H: int, G: int, span: Span) -> Iterator[Tile]:
 
 
 def _bias(mask_B1TT: mx.array | None, rows: slice, span: Span, G: int) -> mx.array:
-    """What is added to a tile's scores: nothing where a position may look, -1e9 where it may not."""
+    """What is added to a tile's scores of the last keys: nothing where a position may look, -1e9 where it may not. Without a mask, only the
+    span's own positions have any that may not."""
     start, stop, first = span
     if mask_B1TT is None:
-        visible = (mx.arange(first, stop) <= mx.arange(start, stop)[:, None])[None, None]
+        own = mx.arange(stop - start)
+        visible = (own[:, None] <= own)[None, None]
     else:
-        visible = mask_B1TT[rows if mask_B1TT.shape[0] > 1 else slice(1), :, start:stop, first:stop]
+        visible = mask_B1TT[rows if mask_B1TT.shape[0] > 1 else slice(1), :, start:stop, first:stop].swapaxes(-1, -2)
     bias = (visible.astype(mx.float32) - 1) * 1e9 if visible.dtype == mx.bool_ else visible.astype(mx.float32) * _LOG2_E
-    return mx.tile(bias, (1, 1, G, 1))
+    return mx.tile(bias, (1, 1, 1, G))
 
 
-def _overlapped(parts: list[mx.array], spans: list[Span]) -> mx.array:
-    """The sum over spans of what each gives the keys that it sees, from arrays of (B, H, K, D). Borders never go back."""
-    done, total, begin = [], parts[0], spans[0][2]
-    for part, (_, _, first) in zip(parts[1:], spans[1:], strict=True):
-        done.append(total[:, :, : first - begin])
-        total = total[:, :, first - begin :]
-        total, begin = mx.concatenate([total + part[:, :, : total.shape[2]], part[:, :, total.shape[2] :]], axis=2), first
-    return mx.concatenate([*done, total], axis=2)
+def _overlapped(parts: list[mx.array], spans: list[Span], T: int) -> mx.array:
+    """(B, H, T, D): the sum over spans of what each gives the keys that it sees, from arrays of (B, H, K, D). Borders never go back."""
+    B, H, _, D = parts[0].shape
+    none = mx.zeros((B, H, 0, D))
+    done, total, begin = [], none, 0
+    for part, (_, _, first) in zip([*parts, none], [*spans, (T, T, T)], strict=True):
+        past = min(first - begin, total.shape[2])
+        done += [total[:, :, :past], mx.zeros((B, H, first - begin - past, D))]
+        total, begin = total[:, :, past:], first
+        total = mx.concatenate([total + part[:, :, : total.shape[2]], part[:, :, total.shape[2] :]], axis=2)
+    return mx.concatenate(done, axis=2)

@@ -8,6 +8,7 @@ Letters: N positions, C of them in a chunk, D hidden size, V vocabulary.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, cast
 
 import mlx.core as mx
@@ -15,7 +16,8 @@ from mlx.utils import tree_map
 
 from forge.arrays import flat
 from forge.training.ends import Head
-from forge.training.formulation import exp
+from forge.training.formulation import differentiable, exp
+from forge.training.streams import crew
 
 
 @dataclass(frozen=True)
@@ -35,26 +37,29 @@ def summed(head: Head, hidden_ND: mx.array, targets_N: mx.array, chunk: int, ter
     if targets_N.size == 0:
         return mx.array(0.0), mx.array(0.0), mx.array(0.0)
 
-    @mx.custom_function
-    def loss(weights: Any, hidden_ND: mx.array) -> Any:
-        parts: list[mx.array] = []
-        sums, weights_gradient = None, None
-        for x_CD, t_C in _chunks(hidden_ND, targets_N, chunk):
-            if parts:
-                x_CD = mx.depends([x_CD], [parts[-1], *flat(weights_gradient).values()])[0]  # one chunk's logits at a time
-            more, (gradient, part) = _with_gradients(head, weights, x_CD, t_C, terms)
-            parts.append(part)
-            sums = more if sums is None else tuple(a + b for a, b in zip(sums, more, strict=True))
-            weights_gradient = _added(weights_gradient, gradient)
-        weights_gradient = tree_map(lambda g, w: g.astype(w.dtype), weights_gradient, weights)
-        return sums, weights_gradient, mx.concatenate(parts) if len(parts) > 1 else parts[0]
+    streams = crew()
 
-    @loss.vjp
+    def loss(weights: Any, hidden_ND: mx.array) -> Any:
+        """One chunk's logits at a time on each stream."""
+        parts: list[mx.array] = []
+        totals: list[Any] = []  # of each stream: the sums, and the gradient of the weights
+        for number, (x_CD, t_C) in enumerate(_chunks(hidden_ND, targets_N, chunk)):
+            lane = number % len(streams)
+            with mx.stream(streams[lane]):
+                if lane < len(totals):
+                    x_CD = mx.depends([x_CD], [parts[-len(streams)], *flat(totals[lane][1]).values()])[0]
+                sums, (gradient, part) = _with_gradients(head, weights, x_CD, t_C, terms)
+                own = sums, tree_map(lambda g: g.astype(mx.float32), gradient)  # as the sum over all positions at once would be
+                totals[lane:] = [tree_map(mx.add, totals[lane], own) if lane < len(totals) else own, *totals[lane + 1 :]]
+            parts.append(part)
+        sums, gradient = reduce(lambda a, b: tree_map(mx.add, a, b), totals)
+        return sums, tree_map(lambda g, w: g.astype(w.dtype), gradient, weights), mx.concatenate(parts) if len(parts) > 1 else parts[0]
+
     def loss_vjp(_: Any, cotangents: Any, outputs: Any) -> Any:
         scale = cotangents[0][0]
         return tree_map(lambda g: g * scale.astype(g.dtype), outputs[1:])
 
-    found: Any = loss(head.module.trainable_parameters(), hidden_ND)
+    found: Any = differentiable(loss, loss_vjp)(head.module.trainable_parameters(), hidden_ND)
     return cast(tuple[mx.array, mx.array, mx.array], found[0])
 
 
@@ -126,9 +131,3 @@ def _softmax(logits_CV: mx.array) -> tuple[mx.array, mx.array, mx.array]:
 
 def _at(logits_CV: mx.array, t_C: mx.array) -> mx.array:
     return mx.take_along_axis(logits_CV, t_C[:, None], axis=-1)[:, 0]
-
-
-def _added(total: Any, gradient: Any) -> Any:
-    """In fp32, as the sum over all positions at once would be."""
-    gradient = tree_map(lambda g: g.astype(mx.float32), gradient)
-    return gradient if total is None else tree_map(mx.add, total, gradient)

@@ -21,7 +21,7 @@ from forge.errors import TrainingError
 from forge.spec import Batch, Batches, Callback, Data, Emit, Metrics, Plan, Result, Snapshot
 from forge.training import guards, memory
 from forge.training.checkpoint import State, Store, put_weights
-from forge.training.evaluate import evaluate, forgetting, full_scores
+from forge.training.evaluate import Full, evaluate, forgetting, full
 from forge.training.gradients import Gradients, Parts
 from forge.training.memory import UNBOUND, Bound
 from forge.training.prefetch import Prefetched
@@ -44,13 +44,15 @@ def fit(
     resume: Path | None = None,
     stop: Callable[[], str | None] = lambda: None,
     watch: Callable[[Snapshot], None] = lambda _: None,
+    base: Callable[[Full], None] = lambda _: None,
     bound: Bound = UNBOUND,
     world: World = ALONE,
 ) -> Result:
     """Train from the store's last checkpoint (or `resume`, or step 0) to the plan's end, or until a callback or `stop` gives a reason.
 
     `emit` gets the history of a resumed run once more: it drops what it has. `watch` is called after each evaluation, once its
-    checkpoint is saved. Raises TrainingError when a loss or gradient is not finite, or memory runs out; what was saved before stays.
+    checkpoint is saved; `base` gets the scores of the model before its first step.
+    Raises TrainingError when a loss or gradient is not finite, or memory runs out; the checkpoints saved before stay.
     """
     state = _resumed(model, data, update, callbacks, store, resume, world)
     for step, metrics in state.history:
@@ -70,6 +72,7 @@ def fit(
             emit,
             stop,
             watch,
+            base,
             bound,
             world,
             state,
@@ -97,6 +100,7 @@ class _Loop:
     emit: Emit
     stop: Callable[[], str | None]
     watch: Callable[[Snapshot], None]
+    base: Callable[[Full], None]
     bound: Bound
     world: World
     state: State
@@ -160,7 +164,7 @@ class _Loop:
             if self.world.first and (state.loss is not None or reason or state.step % self.plan.save_every == 0):
                 state.callbacks = {name: dict(vars(callback)) for name, callback in self.callbacks.items()}
                 self.store.save(flat(self.model.trainable_parameters()), self.update.arrays, state)
-            if state.loss is not None:
+            if "val/loss" in metrics:
                 self.watch(self._snapshot(metrics))
         return reason
 
@@ -171,7 +175,7 @@ class _Loop:
 
     def _snapshot(self, metrics: dict[str, float]) -> Snapshot:
         state = self.state
-        return Snapshot(state.step, state.tokens, metrics, state.history, self.model, state.seconds, self.rows)
+        return Snapshot(state.step, state.tokens, metrics, state.history, self.model, state.seconds, self.rows, self.plan.total_steps)
 
     def _evaluate(self) -> dict[str, float]:
         started = time.perf_counter()
@@ -189,7 +193,10 @@ class _Loop:
         """base/…: the model before its first step on the full set, which the best checkpoint is held against."""
         started = time.perf_counter()
         with self.bound.told(0):
-            scores = {key.replace("final/", "base/", 1): value for key, value in full_scores(self.model, self.data, self.world).items()}
+            measured = full(self.model, self.data, self.world)
+        if measured.documents:
+            self.base(measured)
+        scores = {key.replace("final/", "base/", 1): value for key, value in measured.metrics.items()}
         return {**scores, "perf/full_eval_s": time.perf_counter() - started} if scores else {}
 
     def _frozen(self) -> dict[str, mx.array]:
@@ -217,7 +224,8 @@ def _resumed(
         update.restore(model, arrays)
     data.train.cursor = state.cursor
     for name, fields in state.callbacks.items():
-        vars(callbacks[name]).update(fields)
+        if name in callbacks:  # one that is no part of the experiment may be gone
+            vars(callbacks[name]).update(fields)
     return state
 
 

@@ -2,10 +2,11 @@
 
 Each set gives, under val/, final/ or test/: loss (nats a target), perplexity, and bits_per_byte (of the text's UTF-8, so that tokenizers
 can be compared), together and as …/<source>. A source of weight 0 is measured, and counts in its own numbers only.
-Cost: one forward pass; memory is that of one batch, and two numbers a row.
+Cost: one forward pass; memory is that of one batch, and two numbers a row, or on the full set two and a name a document's piece.
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,14 @@ import numpy as np
 from forge.spec import Batch, Data, Metrics, Scores
 from forge.training.objectives import token_losses
 from forge.training.world import ALONE, World
+
+
+@dataclass(frozen=True)
+class Full:
+    """final/… metrics; and of each source its documents: name, summed loss (nats), targets, in the order of their names."""
+
+    metrics: Metrics
+    documents: Mapping[str, Sequence[tuple[str, float, int]]]
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,17 @@ def evaluate(model: nn.Module, data: Data, world: World = ALONE) -> Scores:
     return _scores("val", model, data.valid, data.valid_bytes, data.unweighted, world)
 
 
-def full_scores(model: nn.Module, data: Data, world: World = ALONE) -> Metrics:
-    """final/… on all that evaluation.full_tokens takes of the validation rows."""
-    return _scores("final", model, data.valid_full, data.full_bytes, data.unweighted, world).metrics
+def full(model: nn.Module, data: Data, world: World = ALONE) -> Full:
+    """final/… on all that evaluation.full_tokens takes of the validation rows, with each document's loss, by which two runs can be paired.
+
+    The documents and their order are the same however rows are packed, batched and shared. One that was cut over several rows is one.
+    """
+    pieces: dict[str, list[tuple[str, float, int]]] = {}
+    for name, batches in data.valid_full.items():
+        per_batch = world.join([list(piece_losses(model, [batch])) for batch in world.share(batches)])
+        pieces[name] = [(document, loss, targets) for batch in per_batch for document, loss, targets in batch]
+    sums = _sums({name: [(loss, targets) for _, loss, targets in each] for name, each in pieces.items()}, data.full_bytes)
+    return Full(_metrics("final", sums, data.unweighted), {name: _whole(each) for name, each in pieces.items()})
 
 
 def scores_on_test(model: nn.Module, data: Data) -> Metrics:
@@ -69,6 +86,35 @@ def row_losses(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[flo
             yield from zip(losses_B.tolist(), batch.mask_BT[:, 1:].sum(axis=1).tolist(), strict=True)
 
 
+def piece_losses(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[str, float, int]]:
+    """Of each piece of a document in the rows: the document's name, its summed loss (nats) and targets, with dropout off meanwhile."""
+    with _evaluating(model):
+        for batch in batches:
+            losses_BT, mask_BT = np.array(token_losses(model, batch)), batch.mask_BT[:, 1:]
+            for row, row_id in enumerate(batch.row_ids):
+                segments_T = batch.segments_BT[row]
+                names = document_names(row_id, np.bincount(segments_T)[1:].tolist())
+                sums = np.bincount(segments_T[1:], losses_BT[row], minlength=len(names) + 1)[1:]
+                targets = np.bincount(segments_T[1:], mask_BT[row], minlength=len(names) + 1)[1:]
+                yield from zip(names, sums.tolist(), targets.astype(int).tolist(), strict=True)
+
+
+def document_names(row_id: str, lengths: Sequence[int]) -> list[str]:
+    """The documents in a row, from its name and the tokens of each: "a[0:3], b[7:9]" with 3 and 2 holds a and b.
+
+    Where a row is not named so, each of its segments passes for a document: x#1, x#2, …
+    """
+    names, rest = [], row_id
+    for length in lengths:
+        ends = (found for found in re.finditer(r"\[(\d+):(\d+)\](?:, |\Z)", rest) if int(found[2]) - int(found[1]) == length)
+        end = next(ends, None)  # a name may hold what looks like an end
+        if end is None:
+            break
+        names.append(rest[: end.start()])
+        rest = rest[end.end() :]
+    return names if len(names) == len(lengths) and not rest else [f"{row_id}#{nth}" for nth in range(1, len(lengths) + 1)]
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode; each gets its own mode back."""
@@ -91,11 +137,24 @@ def _scores(
     prefix: str, model: nn.Module, sets: Mapping[str, Sequence[Batch]], sizes: Mapping[str, int], unweighted: frozenset[str], world: World
 ) -> Scores:
     rows = {name: _rows(model, batches, world) for name, batches in sets.items()}
-    sums = {
-        name: _Sums(sum(loss for loss, _ in each), sum(targets for _, targets in each), sizes.get(name, 0)) for name, each in rows.items()
-    }
     counted = [row for name, each in rows.items() if name not in unweighted for row in each]
-    return Scores(_metrics(prefix, sums, unweighted), counted)
+    return Scores(_metrics(prefix, _sums(rows, sizes), unweighted), counted)
+
+
+def _sums(parts: Mapping[str, Sequence[tuple[float, int]]], sizes: Mapping[str, int]) -> dict[str, _Sums]:
+    """By source, of its parts' losses and targets."""
+    return {
+        name: _Sums(sum(loss for loss, _ in each), sum(targets for _, targets in each), sizes.get(name, 0)) for name, each in parts.items()
+    }
+
+
+def _whole(pieces: Sequence[tuple[str, float, int]]) -> list[tuple[str, float, int]]:
+    """The pieces of each document together, by name."""
+    found: dict[str, tuple[float, int]] = {}
+    for name, loss, targets in pieces:
+        before, counted = found.get(name, (0.0, 0))
+        found[name] = before + loss, counted + targets
+    return [(name, *found[name]) for name in sorted(found)]
 
 
 def _metrics(prefix: str, sums: Mapping[str, _Sums], unweighted: frozenset[str]) -> dict[str, float]:

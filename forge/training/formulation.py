@@ -21,6 +21,8 @@ _HIGHEST = mx.array(100.0)
 # 2^f for f in [-1/2, 1/2]: the polynomial of degree 5 with the least relative error, 8e-8.
 _POWERS = tuple(mx.array(c) for c in (1.32764719e-3, 9.67554133e-3, 5.55071327e-2, 2.40221197e-1, 6.93146967e-1, 1.00000007))
 
+_MLX_SILU = nn.silu
+
 
 def on_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
@@ -46,31 +48,39 @@ def sigmoid(x: mx.array) -> mx.array:
     return 1 / (1 + exp2(mx.minimum(x * -_LOG2_E, _HIGHEST)))
 
 
+def differentiable(function: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with that gradient (arguments as of mx.custom_function's vjp), which is computed on the stream that it is called on."""
+    stream = mx.default_stream(mx.default_device())
+    own = mx.custom_function(function)
+
+    @own.vjp
+    def on_the_same(*given: Any) -> Any:
+        with mx.stream(stream):
+            return vjp(*given)
+
+    return cast(Callable[..., Any], own)
+
+
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """gate · sigmoid(gate) · x (arXiv 2002.05202)."""
-    out_and_share: Any = _swiglu(gate, x)
-    return cast(mx.array, out_and_share[0])
+    return cast(mx.array, differentiable(_swiglu, _swiglu_vjp)(gate, x)[0])
 
 
-@mx.custom_function
 def _swiglu(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
     share = sigmoid(gate)
     return gate * share * x, share
 
 
-@_swiglu.vjp
 def _swiglu_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
     (gate, x), share = primals, outputs[1]
     d_silu, silu = cotangents[0] * x, gate * share
     return d_silu * (share + silu * (1 - share)), cotangents[0] * silu
 
 
-@mx.custom_function
 def silu(x: mx.array) -> mx.array:
-    return x * sigmoid(x)
+    return cast(mx.array, differentiable(lambda x: x * sigmoid(x), _silu_vjp)(x))
 
 
-@silu.vjp
 def _silu_vjp(x: mx.array, cotangent: mx.array, out: mx.array) -> mx.array:
     share = sigmoid(x)
     return cotangent * (share + out * (1 - share))
@@ -79,13 +89,11 @@ def _silu_vjp(x: mx.array, cotangent: mx.array, out: mx.array) -> mx.array:
 _GELU = 2 * math.sqrt(2 / math.pi)
 
 
-@mx.custom_function
 def gelu_approx(x: mx.array) -> mx.array:
     """x · (1 + tanh(u / 2)) / 2 = x · sigmoid(u), u = 2 √(2/π) (x + 0.044715 x³) (arXiv 1606.08415)."""
-    return x * sigmoid(x * (_GELU + 0.044715 * _GELU * mx.square(x)))
+    return cast(mx.array, differentiable(lambda x: x * sigmoid(x * (_GELU + 0.044715 * _GELU * mx.square(x))), _gelu_approx_vjp)(x))
 
 
-@gelu_approx.vjp
 def _gelu_approx_vjp(x: mx.array, cotangent: mx.array, out: mx.array) -> mx.array:
     square = mx.square(x)
     share = sigmoid(x * (_GELU + 0.044715 * _GELU * square))
@@ -94,20 +102,26 @@ def _gelu_approx_vjp(x: mx.array, cotangent: mx.array, out: mx.array) -> mx.arra
 
 @contextmanager
 def cpu_formulation() -> Iterator[None]:
-    """Within, models compute with the functions above if they compute on the CPU."""
-    if not on_cpu():
+    """Within, models compute with the functions above if they compute on the CPU. Once more within changes nothing."""
+    if not on_cpu() or nn.silu is not _MLX_SILU:
         yield
         return
-    places: list[tuple[Any, str, Any]] = [(nn, "silu", silu), (nn, "gelu_approx", gelu_approx)]
-    places += [(module, "swiglu", swiglu) for name, module in list(sys.modules.items()) if _has_swiglu(name, module)]
-    before = [getattr(module, name) for module, name, _ in places]
-    for (module, name, ours), usual in zip(places, before, strict=True):
-        setattr(module, name, _for_fp32(ours, usual))
+    places = activations()
+    ours: dict[str, Callable[..., mx.array]] = {"silu": silu, "gelu_approx": gelu_approx, "swiglu": swiglu}
+    before = [getattr(module, name) for module, name in places]
+    for (module, name), usual in zip(places, before, strict=True):
+        setattr(module, name, _for_fp32(ours[name], usual))
     try:
         yield
     finally:
-        for (module, name, _), usual in zip(places, before, strict=True):
+        for (module, name), usual in zip(places, before, strict=True):
             setattr(module, name, usual)
+
+
+def activations() -> list[tuple[Any, str]]:
+    """Where models look for their activations: modules and names in them."""
+    swiglus = [(module, "swiglu") for name, module in list(sys.modules.items()) if _has_swiglu(name, module)]
+    return [(nn, "silu"), (nn, "gelu_approx"), *swiglus]
 
 
 def _has_swiglu(name: str, module: Any) -> bool:

@@ -14,6 +14,7 @@ from mlx.utils import tree_map
 from forge.spec import Batch
 from forge.training.isolation import formulated
 from forge.training.objectives import shift
+from forge.training.positions import by_positions
 from forge.training.streams import over_lanes, parts
 
 Parts = tuple[mx.array, mx.array, Mapping[str, mx.array], Any]
@@ -32,13 +33,15 @@ class Gradients:
         self.together: int = getattr(getattr(objective, "func", objective), "rows_together", 1)
 
     def __call__(self, batch: Batch) -> Parts:
-        (loss_sum, count, sums, gradients), *others = [self._of(part, stream) for part, _, stream in parts(batch, self.together)]
+        (loss_sum, count, sums, gradients), *others = [
+            self._of(part, stream) for part, _, stream in parts(batch, self.together, spread=True)
+        ]
         for loss, number, more, gradient in others:
             loss_sum, count, sums = loss_sum + loss, count + number, tree_map(mx.add, sums, more)
             gradients = over_lanes(mx.add, gradients, gradient)
         return loss_sum, count, sums, gradients
 
     def _of(self, batch: Batch, stream: mx.Stream) -> Parts:
-        with mx.stream(stream), formulated(shift(batch)[3]):
+        with mx.stream(stream), formulated(shift(batch)[3]), by_positions():
             (loss_sum, (count, sums)), gradients = self._value_and_grad(self._model, batch)
         return loss_sum, count, dict(sums), gradients

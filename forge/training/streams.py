@@ -21,23 +21,35 @@ from forge.training.formulation import on_cpu
 
 _MOST = 8  # each part has gradients of its own
 
+_LONG = 1024  # tokens of the longest row; below, BLAS threads do as well
+
 _OF_THREAD = threading.local()  # MLX's streams belong to the thread that made them
 
 
-def parts(batch: Batch, together: int = 1) -> list[tuple[Batch, np.ndarray, mx.Stream]]:
+def parts(batch: Batch, together: int = 1, spread: bool = False) -> list[tuple[Batch, np.ndarray, mx.Stream]]:
     """Each part, its rows in the batch, and the stream to compute it on. Sets the BLAS threads for what is then evaluated.
 
     Rows of like length come together, and what is padding in all rows of a part is cut off. `together`: so many rows, one after
-    another, stay in one part and in their order.
+    another, stay in one part and in their order. `spread`: where there are fewer parts of long rows than cores, each gets a crew() of
+    further streams instead of BLAS threads.
     """
     if not on_cpu():
         return [(batch, np.arange(len(batch.tokens_BT)), mx.default_stream(mx.default_device()))]
     lengths_G = _lengths(batch).reshape(-1, together).max(axis=1)
     count = side_by_side(len(lengths_G))
-    blas.use_threads(max(1, blas.cores() // count))
+    each = side_by_side(_MOST) // count if spread and lengths_G.max() >= _LONG else 1
+    blas.use_threads(max(1, blas.cores() // (count * each)))
     groups = _alike(lengths_G, count)
     rows = [(group[:, None] * together + np.arange(together)).reshape(-1) for group in groups]
-    return [(_only(batch, each), each, stream) for each, stream in zip(rows, _streams(len(rows)), strict=True)]
+    streams = _streams(len(rows) * each)
+    _OF_THREAD.crews = [streams[first : first + each] for first in range(0, len(streams), each)]
+    return [(_only(batch, own), own, stream) for own, stream in zip(rows, streams[::each], strict=True)]
+
+
+def crew() -> list[mx.Stream]:
+    """The streams that share the work of the part that is computed on the present one: that one first, or that one alone."""
+    own = mx.default_stream(mx.default_device())
+    return next((streams for streams in getattr(_OF_THREAD, "crews", ()) if streams[0] == own), [own])
 
 
 def side_by_side(rows: int) -> int:

@@ -14,7 +14,17 @@ import pytest
 from forge.data.lots import Lots
 from forge.models import Loaded, adapters
 from forge.spec import Batch, Data
-from forge.training.evaluate import baseline, evaluate, forgetting, full_scores, row_losses, scores_on_test
+from forge.training.evaluate import (
+    baseline,
+    document_names,
+    evaluate,
+    forgetting,
+    full,
+    piece_losses,
+    row_losses,
+    scores_on_test,
+)
+from forge.training.world import World
 
 
 class Frequencies(nn.Module):
@@ -69,7 +79,7 @@ def test_a_source_of_weight_zero_counts_under_its_own_name_only(by_hand: Data) -
     scores = evaluate(Frequencies(), apart)
     assert scores.metrics == metrics("val", {"": 8 / 6, **BY_SOURCE[0]}, {"": 8 / 9, **BY_SOURCE[1]})
     assert len(scores.rows) == 3
-    assert full_scores(Frequencies(), apart) == metrics("final", {"": 8 / 6, **BY_SOURCE[0]}, {"": 8 / 9, **BY_SOURCE[1]})
+    assert full(Frequencies(), apart).metrics == metrics("final", {"": 8 / 6, **BY_SOURCE[0]}, {"": 8 / 9, **BY_SOURCE[1]})
     assert baseline(apart) == {"val/unigram_loss": 1.5, "val/unigram_loss/a": 1.5, "val/unigram_loss/b": 2.5}
 
 
@@ -78,8 +88,73 @@ def test_the_full_set_and_the_test_are_measured_apart(by_hand: Data, batches: Ca
     more = {"a": batches([0, 0, 1], batch_rows=2)}
     kept = replace(by_hand, test=more, test_bytes={"a": 4}, valid_full={"b": batches([0, 3], batch_rows=2)})
     assert scores_on_test(Frequencies(), kept) == metrics("test", {"": 1.5, "/a": 1.5}, {"": 0.75, "/a": 0.75})
-    assert full_scores(Frequencies(), kept) == metrics("final", {"": 3, "/b": 3}, {})
+    assert full(Frequencies(), kept).metrics == metrics("final", {"": 3, "/b": 3}, {})
     assert scores_on_test(Frequencies(), by_hand) == {}
+
+
+def test_documents_are_whole_and_in_the_order_of_their_names_by_hand(by_hand: Data, pack_rows: Callable[..., Any]) -> None:
+    """c has 9 tokens where 6 fit, so it is cut: targets 1 1 1 1 1 and 2 2 2 are 5·2 and 3·3 bits. b's targets are 0 3, of which 3 counts
+    alone; a's is 0. What two rows of one name hold is one document's."""
+    documents = [[0, 1, 1, 1, 1, 1, 2, 2, 2], [0, 0, 3], [0, 0]]
+    flags = [[True] * 9, [False, False, True], [True, True]]
+    rows = pack_rows(documents, ["c", "b", "a"], 6, targets=flags)
+    found = full(Frequencies(), replace(by_hand, valid_full={"s": Lots(rows, 2, True)}, full_bytes={"s": 5}))
+    bits = [(name, pytest.approx(loss / math.log(2)), targets) for name, loss, targets in found.documents["s"]]
+    assert bits == [("a", 1, 1), ("b", 3, 1), ("c", 19, 8)]
+    assert found.metrics == metrics("final", {"": 2.3, "/s": 2.3}, {"": 23 / 5, "/s": 23 / 5})
+
+
+def test_documents_do_not_depend_on_rows_batches_or_processes(make_tiny_model: Callable[..., Loaded], pack_rows: Callable[..., Any],
+                                                              toy_data: Data) -> None:  # fmt: skip
+    model = make_tiny_model().model
+    documents = [[1, *range(n, n + n % 9 + 1)] for n in range(2, 40)]
+    held: list[list[Any]] = []
+
+    class Process(World):
+        """Takes its share; the second joins what both have."""
+
+        def join(self, own: Sequence[Any]) -> list[Any]:
+            held.append(list(own))
+            return [own[n // 2] if n % 2 else held[0][n // 2] for n in range(len(held[0]) + len(own))] if self.rank else list(own)
+
+    def documents_of(size: int, packed: bool, world: World) -> list[tuple[str, float, int]]:
+        rows = pack_rows(documents, [f"[{n}:{n + 30}], {n}" for n in range(len(documents))], 12, packed=packed)
+        return list(full(model, replace(toy_data, valid_full={"a": Lots(rows, size, packed)}), world).documents["a"])
+
+    one = documents_of(1, True, World())
+    assert len(one) == len(documents) and sum(targets for *_, targets in one) == sum(len(document) - 1 for document in documents)
+    documents_of(3, True, Process(rank=0, size=2))
+    for other in (documents_of(7, True, World()), documents_of(4, False, World()), documents_of(3, True, Process(rank=1, size=2))):
+        assert [(name, targets) for name, _, targets in other] == [(name, targets) for name, _, targets in one]
+        assert [loss for _, loss, _ in other] == pytest.approx([loss for _, loss, _ in one], rel=1e-5)
+
+
+def test_documents_of_the_full_set_sum_to_its_loss(make_tiny_model: Callable[..., Loaded], toy_data: Data) -> None:
+    """And one that is cut over rows is one."""
+    model = make_tiny_model().model
+    found = full(model, toy_data)
+    for source, each in found.documents.items():
+        assert len(each) == toy_data.ledger.counts[f"data/{source}/rows_valid"]
+        mean = sum(loss for _, loss, _ in each) / sum(targets for *_, targets in each)
+        assert found.metrics[f"final/loss/{source}"] == pytest.approx(mean, rel=1e-12)
+        rows = list(row_losses(model, toy_data.valid_full[source]))
+        assert mean == pytest.approx(sum(loss for loss, _ in rows) / sum(targets for _, targets in rows), rel=1e-6)
+    assert len(found.documents["long"]) < len(list(piece_losses(model, toy_data.valid_full["long"])))
+
+
+@pytest.mark.parametrize(
+    ("row_id", "lengths", "names"),
+    [
+        ("a.txt[0:3], b[7:9]", [3, 2], ["a.txt", "b"]),
+        ("x[0:5], y[2:4][0:3]", [3], ["x[0:5], y[2:4]"]),  # one document with an odd name
+        ("x[0:3], y[0:3]", [3, 3], ["x", "y"]),
+        ("made up", [3, 2], ["made up#1", "made up#2"]),
+        ("a[0:3], b[7:9]", [3], ["a[0:3], b[7:9]#1"]),
+        ("", [], []),
+    ],
+)
+def test_the_documents_of_a_row_are_read_off_its_name(row_id: str, lengths: list[int], names: list[str]) -> None:
+    assert document_names(row_id, lengths) == names
 
 
 def test_the_baseline_weighs_sources_by_their_targets(by_hand: Data) -> None:
@@ -144,7 +219,7 @@ def test_one_batch_is_alive_at_a_time(make_tiny_model: Callable[..., Loaded], to
             return batch
 
     watched = {name: Watched(batches) for name, batches in toy_data.valid.items()}
-    full_scores(make_tiny_model().model, replace(toy_data, valid_full=watched))
+    full(make_tiny_model().model, replace(toy_data, valid_full=watched))
     evaluate(make_tiny_model().model, replace(toy_data, valid=watched))
     assert len(made) > 20 and most <= 2
 
@@ -161,7 +236,7 @@ def test_evaluating_draws_nothing_and_moves_nothing(make_tiny_model: Callable[..
     def drawn(evaluated: bool) -> list[object]:
         mx.random.seed(1)
         np.random.seed(1)
-        scores = [evaluate(model, toy_data), full_scores(model, toy_data)] if evaluated else []
+        scores = [evaluate(model, toy_data), full(model, toy_data).metrics] if evaluated else []
         return [mx.random.uniform(shape=(4,)).tolist(), np.random.random(), toy_data.train.cursor, model.training, *scores]
 
     before, first, again = drawn(False), drawn(True), drawn(True)

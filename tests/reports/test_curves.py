@@ -8,18 +8,25 @@ import pytest
 from forge.reports import curves
 
 
-def test_ema_corrects_its_start():
-    """Decay 0.5 of 4, 2, 8. Raw averages 2, 2, 5; weights so far 1/2, 3/4, 7/8; so 4, 8/3, 40/7."""
-    assert curves.ema(np.array([4.0, 2.0, 8.0]), 0.5) == pytest.approx([4, 8 / 3, 40 / 7])
+def test_a_straight_line_is_smoothed_to_itself():
+    """Without lag, and to both ends."""
+    line = 3 - 0.01 * np.arange(1000)
+    assert curves.smooth(line) == pytest.approx(line)
 
 
-def test_ema_of_a_constant_is_the_constant():
-    assert curves.ema(np.full(5, 3.0), 0.98) == pytest.approx([3.0] * 5)
+def test_smoothing_fits_a_line_through_the_points_around_each():
+    """Of 100 points the window reaches 10 to each side, a fifth of the way to the start, and as far as there are points."""
+    values = np.random.default_rng(0).normal(size=100) + 50
+    smooth = curves.smooth(values)
+    for i, reach in ((7, 1), (20, 4), (60, 10), (97, 10), (99, 10)):
+        around = np.arange(i - reach, min(i + reach, 99) + 1)
+        assert smooth[i] == pytest.approx(np.polyval(np.polyfit(around, values[around], 1), i))
+    assert smooth[:5] == pytest.approx(values[:5])
 
 
-def test_a_short_curve_is_not_smoothed_and_a_long_one_over_50_points():
-    assert curves.ema_decay(12) == 0
-    assert curves.ema_decay(10_000) == pytest.approx(1 - 1 / 50)
+def test_too_few_points_are_not_smoothed():
+    assert curves.smooth(np.array([4.0, 2.0, 8.0])).tolist() == [4, 2, 8]
+    assert curves.smooth(np.array([])).tolist() == []
 
 
 @pytest.mark.parametrize("spike", [50.0, -50.0])
@@ -95,6 +102,19 @@ def test_compact(value, text):
     assert curves.compact(value) == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (89, "89 s"), (100, "2 min"), (3590, "1 h 0 min"), (12_000, "3 h 20 min"), (86_400, "1 d 0 h"), (187_200, "2 d 4 h")],
+)
+def test_durations_have_two_units_at_most(seconds, text):
+    assert curves.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0625, "+0.06"), (0, "+0.00"), (-1234, "-1.23k")])
+def test_signed(value, text):
+    assert curves.signed(value, 2) == text
+
+
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (3e-4, "3e-4"), (2.5e-4, "2.5e-4"), (0.1, "1e-1"), (1, "1e0")])
 def test_scientific(value, text):
     assert curves.scientific(value) == text
@@ -111,6 +131,7 @@ def test_gap_uses_the_training_loss_up_to_the_last_evaluation():
     """Three points are not smoothed. The last evaluation, 2.5 at step 2, stands against 2.0 at step 2, not 1.0 at step 3."""
     history = [(0, {"val/loss": 9.0}), (1, {"train/loss": 3.0}), (2, {"train/loss": 2.0, "val/loss": 2.5}), (3, {"train/loss": 1.0})]
     assert curves.generalisation_gap(history) == pytest.approx(0.5)
+    assert [array.tolist() for array in curves.gaps(history)] == [[2], [0.5]]  # there is no training loss yet at step 0
     assert curves.generalisation_gap(history[:1]) is None
     assert curves.generalisation_gap([(0, {"val/loss": 9.0}), (1, {"train/loss": 3.0})]) is None
 
@@ -125,7 +146,14 @@ def test_best_step_is_the_checkpoint_or_else_the_lowest():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "ticks"), [(0.2, 9, [0.2, 0.5, 1, 2, 5]), (0.2, 60, [0.3, 1, 3, 10, 30]), (1e-3, 2e6, [1e-3, 1e-1, 10, 1e3, 1e5])]
+    ("low", "high", "ticks"),
+    [
+        (0.2, 9, [0.2, 0.5, 1, 2, 5]),
+        (0.2, 60, [0.3, 1, 3, 10, 30]),
+        (1e-3, 2e6, [1e-3, 1e-1, 10, 1e3, 1e5]),
+        (94, 260, [100, 150, 200]),
+        (1, 1e300, [1, 1e64, 1e128, 1e192, 1e256]),
+    ],
 )
 def test_log_ticks_are_few(low, high, ticks):
     assert curves.log_ticks(low, high) == pytest.approx(ticks)

@@ -1,16 +1,23 @@
 """The dashboard for runs of every length, checked on the drawn figure: what is said, where it lies, and that nothing overlaps."""
 
+import functools
 import itertools
 import math
+import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.text import Text
 
+from forge.reports import html
 from forge.reports.dashboard import draw
+from forge.reports.palette import DARK, LIGHT
+from forge.reports.remedy import Advice
+from forge.reports.svg import inline
 from forge.spec import RunFacts
 
 CONFIG = {"model": "some-organisation/a-model-with-a-rather-long-name-4bit", "lr": "3e-4", "note": "$\\nope$ is no formula\nnext 日本"}
@@ -46,6 +53,7 @@ def facts(steps=400, **changes):
     return RunFacts(**(known | changes))
 
 
+@functools.lru_cache(maxsize=2)  # figures are large
 def drawn_texts(figure):
     """(panel, text, box in pixels) of all that can be read. Tick labels outside the axis limits are not drawn."""
     figure.canvas.draw()
@@ -72,11 +80,24 @@ def words(figure, panel=None):
     return [text for label, text, _ in drawn_texts(figure) if panel in (None, label)]
 
 
-def line_values(figure, panel):
-    (ax,) = [ax for ax in figure.axes if ax.get_label() == panel]
-    return np.concatenate([line.get_ydata() for line in ax.lines])
+def panel(figure, name):
+    (ax,) = [ax for ax in figure.axes if ax.get_label() == name]
+    return ax
 
 
+def line_values(figure, name):
+    return np.concatenate([line.get_ydata() for line in panel(figure, name).lines])
+
+
+def advised(count, length=60):
+    return [Advice("a rule", f"headline {i} " + "w" * length, "0.1 against 0.2", f"lr={i}e-4", "problem") for i in range(count)]
+
+
+LIMITED = {"settings": {"trainer.clip_norm": 1.0}, "memory_gib": 10.0}
+SAVED = [(step, 3.0 + step / 1000) for step in range(0, 401, 50)]
+FULL = {"saved": SAVED, "best_step": 50, "best_why": "step 50: within the noise (0.01) of the lowest, 3.0 at step 0, and earlier " * 3}
+SPIKES = [(step, {"train/grad_norm": 1e3 if step % 40 == 0 else 0.1, "train/loss": 2.0, "val/loss": 2 + step / 40}) for step in range(90)]
+PANELS = {"summary", "loss", "sources", "gap", "perplexity", "lr", "grad_norm", "throughput", "memory"}
 DIVERGED = [(step, {name: value * 1e9 for name, value in metrics.items()}) for step, metrics in made_up(60)]
 WORDY = facts(title="word-" * 40, status="because " * 40, config={f"key{i}" * 9: "v" * 90 for i in range(60)})
 CASES = {
@@ -93,15 +114,34 @@ CASES = {
     "many sources": (made_up(100, [f"source {i} of many" for i in range(30)]), facts(100)),
     "long words": (made_up(100, ["s" * 60]), WORDY),
     "diverged": (DIVERGED, facts(60, best_step=50)),
+    "all there is": (made_up(400), facts(1200, **LIMITED, **FULL), advised(9)),
+    "long words of all": (made_up(100, ["s" * 60]), replace(WORDY, **LIMITED, **FULL), advised(2, 300)),
+    "memorising": (SPIKES, facts(100, **LIMITED)),
+    "NaN throughout": ([(step, {**m, "train/loss": math.nan, "train/grad_norm": math.inf}) for step, m in made_up(60)], facts()),
     "no validation": ([(step, {k: v for k, v in m.items() if not k.startswith("val")}) for step, m in made_up(50)], facts()),
 }
 
 
+def shown(case, theme="light"):
+    history, known, *advice = CASES[case]
+    return draw(history, known, theme, *advice)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_all_text_lies_inside_and_apart(case):
-    figure = draw(*CASES[case])
+    figure = shown(case)
+    assert {panel for panel, _, _ in drawn_texts(figure)} == PANELS | ({"advice"} if len(CASES[case]) > 2 else set())
+    assert_readable(figure)
+
+
+@pytest.mark.parametrize("case", ["nothing", "many sources", "long words of all", "memorising"])
+def test_so_it_does_in_the_panels_of_a_page(case):
+    for name in PANELS - {"summary"}:
+        assert_readable(html.panel(name, *CASES[case][:2]))
+
+
+def assert_readable(figure):
     texts = drawn_texts(figure)
-    assert {panel for panel, _, _ in texts} == {"summary", "loss", "sources", "lr", "grad_norm", "throughput", "memory"}
     for panel, text, box in texts:
         inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
         assert inside, f"{panel}: {text!r} leaves the figure"
@@ -114,15 +154,15 @@ def test_all_text_lies_inside_and_apart(case):
 
 def test_panels_without_data_say_so():
     figure = draw([], facts(planned_lr=()))
-    assert words(figure).count("no data yet") == 6
+    assert words(figure).count("no data yet") == 8
     assert "no data yet" not in words(draw(made_up(100), facts(100)))
 
 
-def test_ten_thousand_steps_in_a_second():
-    history, known = made_up(10_000), facts(10_000)
-    draw(history, known).canvas.draw()  # fonts are loaded once a process
+@pytest.mark.parametrize("case", ["nothing", "one step", "two", "long", "many sources", "long words of all"])
+def test_any_history_takes_under_a_second(case):
+    shown(case).canvas.draw()  # fonts are loaded once a process
     start = time.process_time()
-    figure = draw(history, known)
+    figure = shown(case)
     figure.canvas.draw()
     assert time.process_time() - start < 1
     assert all(len(line.get_xdata()) <= 2000 for ax in figure.axes for line in ax.lines)
@@ -156,7 +196,7 @@ def test_the_numbers_in_words():
 @pytest.mark.parametrize("best", [0, 50, 200, 350, 400])
 def test_the_best_label_stays_in_its_panel(best):
     figure = draw(made_up(400), facts(best_step=best))
-    (ax,) = [ax for ax in figure.axes if ax.get_label() == "loss"]
+    ax = panel(figure, "loss")
     (box,) = [box for _, text, box in drawn_texts(figure) if text.startswith("best ") and text.endswith(f"at step {best}")]
     assert ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 + 1
 
@@ -178,7 +218,7 @@ def test_nonfinite_values_are_not_drawn_and_are_reported():
         (62, {"train/loss": math.inf, "train/grad_norm": -math.inf}),
     ]
     figure = draw(history, facts(100, unigram_loss=math.nan))
-    for panel in ("loss", "sources", "lr", "grad_norm", "throughput", "memory"):
+    for panel in PANELS - {"summary"}:
         assert np.isfinite(line_values(figure, panel)).all()
     said = words(figure, "summary")
     assert said[said.index("NaN or infinite, not drawn") + 1] == str(len(made_up(60)[50][1]) + 2)
@@ -186,35 +226,62 @@ def test_nonfinite_values_are_not_drawn_and_are_reported():
 
 
 def test_a_history_of_nothing_finite_has_no_data():
-    assert words(draw([(1, {"train/loss": math.nan, "val/loss/a": math.inf})], facts(planned_lr=()))).count("no data yet") == 6
-
-
-def test_the_plan_starts_at_step_one_and_is_all_drawn():
-    figure = draw([(1, {"train/lr": 1e-4})], facts(3, planned_lr=[1e-4, 2e-4, 3e-4]))
-    (ax,) = [ax for ax in figure.axes if ax.get_label() == "lr"]
-    planned, logged = ax.lines
-    assert (planned.get_xdata().tolist(), planned.get_ydata().tolist()) == ([1, 2, 3], [1e-4, 2e-4, 3e-4])
-    assert (logged.get_xdata().tolist(), logged.get_ydata().tolist()) == ([1], [1e-4])
+    assert words(draw([(1, {"train/loss": math.nan, "val/loss/a": math.inf})], facts(planned_lr=()))).count("no data yet") == 8
 
 
 def test_a_spike_of_the_raw_loss_is_named_and_does_not_flatten_the_curve():
     history = made_up(400)
     history[300][1]["train/loss"] = 500.0
     figure = draw(history, facts())
-    (ax,) = [ax for ax in figure.axes if ax.get_label() == "loss"]
+    ax = panel(figure, "loss")
     assert ax.get_ylim()[1] < 100
     assert 500.0 in line_values(figure, "loss")
     assert any("raw reaches 500.0" in text for text in words(figure, "loss"))
 
 
-def test_gradient_norm_gets_a_log_axis_only_for_spikes():
-    def scale(history):
-        return next(ax.get_yscale() for ax in draw(history, facts()).axes if ax.get_label() == "grad_norm")
+def test_the_gap_over_time_stands_before_its_thresholds():
+    history = [(step, {"train/loss": 2.0, "val/loss": 2.0 + step / 10}) for step in range(8)]
+    figure = draw(history, facts())
+    ax = panel(figure, "gap")
+    assert {"drifting apart", "memorising", "validation minus train, now +0.70"} <= set(words(figure, "gap"))
+    assert [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in ax.patches] == [pytest.approx((0.2, 0.5)), pytest.approx((0.5, 0.756))]
+    assert next(line for line in ax.lines if len(line.get_xdata()) == 8).get_ydata() == pytest.approx(np.arange(8) / 10)
 
-    calm = [(step, {"train/grad_norm": 1.0 + step % 3}) for step in range(30)]
-    assert scale(calm) == "linear"
-    assert scale([*calm, (30, {"train/grad_norm": 300.0})]) == "log"
-    assert scale([*calm, (30, {"train/grad_norm": 300.0}), (31, {"train/grad_norm": 0.0})]) == "linear"  # a log axis can't show 0
+
+def test_checkpoints_that_are_kept_are_listed_with_the_best():
+    """Of nine the last five, and the best, which is earlier."""
+    said = words(draw(made_up(400), facts(**FULL)), "summary")
+    start = said.index("Checkpoints") + 1
+    assert said[start : start + 4] == ["step 50, best", "3.0500 nats", "step 200", "3.2000 nats"]
+    assert "… 3 more" in said and "step 150" not in said
+
+
+def test_time_left_is_the_engine_s():
+    pairs = dict(itertools.pairwise(words(draw([(1, {"perf/eta_s": 12_000.0})], facts()), "summary")))
+    assert pairs["time left"] == "3 h 20 min"
+
+
+def test_a_fall_at_the_start_does_not_flatten_a_long_run():
+    """10 / (1 + step/50) + 2 is 12 at first, and below 3 after a twentieth of 10,000 steps."""
+    figure = draw(made_up(10_000), facts(10_000, unigram_loss=None))
+    assert panel(figure, "loss").get_ylim()[1] < 4 and panel(figure, "sources").get_ylim()[1] < 4
+    assert "nats per token; starts at 12.0" in words(figure, "sources")
+    assert all(line.get_clip_on() for line in panel(figure, "loss").lines if len(line.get_xdata()) > 2)
+    assert panel(draw(made_up(400), facts()), "loss").get_ylim()[1] > 12  # here the fall is what there is to see
+
+
+def test_three_recommendations_at_most():
+    figure = draw(made_up(100), facts(100), advice=advised(5))
+    assert [text[:10] for text in words(figure, "advice") if text.startswith("headline")] == ["headline 0", "headline 1", "headline 2"]
+    assert "lr=2e-4" in words(figure, "advice")
+    assert figure.get_size_inches()[1] > draw(made_up(100), facts(100)).get_size_inches()[1]
+
+
+@pytest.mark.parametrize(("theme", "palette"), [("light", LIGHT), ("dark", DARK)])
+@pytest.mark.parametrize("case", ["all there is", "many sources"])
+def test_a_theme_has_its_own_colours_and_no_other(case, theme, palette):
+    drawn = inline(shown(case, theme), palette, "")
+    assert set(re.findall(r'(?:fill|stroke)="([^"]*)"', drawn)) <= {"none", *(f"var(--{name})" for name in palette.named)}
 
 
 def test_needs_no_pyplot_tracker_or_model():

@@ -1,4 +1,4 @@
-"""Tracking settings for a test."""
+"""Tracking settings for a test, which runs on both stores: the local one, and a server with PostgreSQL and S3-compatible artifacts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +9,11 @@ import pytest
 from forge.settings import TrackingSpec
 
 
-@pytest.fixture
-def make_spec(home: Path, request: pytest.FixtureRequest) -> Callable[..., TrackingSpec]:
+@pytest.fixture(params=["local", pytest.param("server", marks=pytest.mark.slow)])
+def make_spec(home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrackingSpec]:
     """make_spec(**changes): tracking settings with an experiment of the test's own."""
+    if request.param == "server":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("server"))
 
     def make(**changes: Any) -> TrackingSpec:
         settings: dict[str, Any] = {

@@ -16,7 +16,7 @@ from PIL import Image
 from forge.errors import DataError, Stopped, TrackingError
 from forge.signals import Interrupts
 from forge.spec import Ledger
-from forge.tracking import resume, store, writer
+from forge.tracking import resume, store, tries
 from forge.tracking.run import run
 
 
@@ -86,6 +86,17 @@ def test_going_on_logs_no_step_twice_and_changes_no_parameter(make_spec: Any) ->
     assert record(first.id).info.status == "FINISHED"
 
 
+def test_a_summary_is_logged_again_where_it_changed(make_spec: Any) -> None:
+    """Going back to an earlier checkpoint may choose another one."""
+    with pytest.raises(KeyboardInterrupt), run(make_spec(), "i") as first:
+        first.summary({"best/step": 20, "data/rows": 5})
+        raise KeyboardInterrupt
+    with run(make_spec(), "i", resume_id=first.id) as second:
+        second.summary({"best/step": 10, "data/rows": 5})
+    assert points(first.id, "best/step") == [(0, 20.0), (0, 10.0)] and points(first.id, "data/rows") == [(0, 5.0)]
+    assert record(first.id).data.metrics == {"best/step": 10.0, "data/rows": 5.0}
+
+
 def test_going_on_forgets_why_the_earlier_life_ended(make_spec: Any) -> None:
     with pytest.raises(KeyboardInterrupt), run(make_spec(), "i") as first:
         first.tags({"forge.stop_reason": "stopped by SIGINT"})
@@ -120,6 +131,7 @@ def test_a_store_that_is_away_at_the_end_does_not_hide_what_ended_the_run(
         raise MlflowException("the server is down")
 
     with pytest.raises(DataError, match="no such folder"), run(make_spec(), "i"):
+        monkeypatch.setattr(tries, "PAUSES_S", ())
         monkeypatch.setattr(MlflowClient, "set_terminated", away)
         raise DataError("no such folder")
     assert "MLflow could not be told that the run is FAILED (the server is down)" in capsys.readouterr().out
@@ -190,8 +202,8 @@ def test_a_picture_that_cannot_be_drawn_is_told_with_its_reason(
     def draw() -> Figure:
         raise ZeroDivisionError("an empty axis")
 
-    monkeypatch.setattr(writer, "_PAUSES_S", ())
+    monkeypatch.setattr(tries, "PAUSES_S", ())
     with run(make_spec(), "i") as opened:
         opened.image(draw, "picture", 2)
-    assert "1 metrics or images could not be sent to MLflow (ZeroDivisionError: an empty axis)" in capsys.readouterr().out
+    assert "1 metrics, images or notes could not be sent to MLflow (ZeroDivisionError: an empty axis)" in capsys.readouterr().out
     assert record(opened.id).info.status == "FINISHED" and record(opened.id).data.tags["forge.lost_metrics"] == "1"

@@ -11,6 +11,7 @@ import pytest
 from forge.errors import Stopped, TrackingError
 from forge.signals import Interrupts
 from forge.tracking import resume, stop, store
+from forge.tracking.pulse import Pulse
 from forge.tracking.run import run
 
 OWN = "stopped by the tag forge.stop in MLflow"
@@ -18,7 +19,7 @@ OWN = "stopped by the tag forge.stop in MLflow"
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop, "_POLL_S", 0.02)
+    monkeypatch.setattr(stop, "POLL_S", 0.02)
 
 
 def answer(asked: Callable[[], str | None], seconds: float = 5.0) -> str | None:
@@ -105,16 +106,14 @@ class Flaky:
             raise ConnectionError("down")
         return self._client.get_run(run_id)
 
-    def delete_tag(self, run_id: str, key: str) -> None:
-        self._client.delete_tag(run_id, key)
 
-
-def test_the_watch_survives_a_store_that_is_away_and_ends_with_the_run(make_spec: Any) -> None:
+def test_the_look_survives_a_store_that_is_away_and_ends_with_the_answer(make_spec: Any) -> None:
     with run(make_spec(), "i") as opened:
         client = Flaky(store.connect(None))
-        watch = stop.StopTag(client, opened.id)  # type: ignore[arg-type]
+        tag = stop.StopTag(client, opened.id)  # type: ignore[arg-type]
+        pulse = Pulse((0.01, tag.look))
         store.connect(None).set_tag(opened.id, "forge.stop", "true")
-        assert answer(watch.asked) == OWN
-        assert set(client.looks) == {"mlflow-stop"} and len(client.looks) == 4  # and no more once it knows
-        watch.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "mlflow-stop"]
+        assert answer(tag.asked) == OWN
+        time.sleep(0.1)
+        assert set(client.looks) == {"mlflow-pulse"} and len(client.looks) == 4  # and no more once it knows
+        pulse.close()

@@ -1,5 +1,7 @@
+import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +39,45 @@ def test_a_deleted_experiment_is_named(home: Path) -> None:
         store.experiment(client, "gone")
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from forge.settings import TrackingSpec
+from forge.tracking.run import run
+
+tags = {"number": sys.argv[1]}
+spec = TrackingSpec(uri=None, experiment="e", run_name=None, parent_run=None, dashboard=False, tags=tags, system_metrics=1)
+with run(spec, "i") as opened:
+    for step in range(100):
+        opened.log({f"group/{name}": float(step) for name in range(50)}, step)
+        if step % 20 == 0:
+            opened.log({"val/loss": float(step)}, step)
+            opened.checkpoints({step: Path(f"/x/step-{step:08d}")})
+            opened.tags({"at": str(step)})
+    opened.best(80)
+"""
+
+
 @pytest.mark.slow
-def test_processes_that_make_one_store_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_eight_that_start_at_once_on_a_store_that_is_not_there_lose_nothing(tmp_path: Path) -> None:
     """Without the lock, two that open a new SQLite file at once destroy it."""
-    code = (
-        "from forge.settings import TrackingSpec\nfrom forge.tracking.run import run\n"
-        "spec = TrackingSpec(uri=None, experiment='e', run_name=None, parent_run=None, dashboard=False, tags={})\n"
-        "with run(spec, 'i') as opened:\n    [opened.log({'m': float(s)}, s) for s in range(50)]\n"
-    )
-    environment: dict[str, Any] = {
-        "FORGE_HOME": str(tmp_path),
-        "PATH": "",
-        "HOME": str(tmp_path),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    started = [subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    settings: dict[str, Any] = {"FORGE_HOME": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
+    settings |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    start = partial(subprocess.Popen, env=settings, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    started = [start([sys.executable, "-c", WRITER, str(number)]) for number in range(8)]
     for process in started:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+        output, errors = process.communicate(timeout=300)
+        assert (process.returncode, output, errors) == (0, "", "")
     client = store.connect(f"sqlite:///{tmp_path}/mlflow.db")
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert [r.info.status for r in found] == ["FINISHED"] * 4
-    assert all(len(client.get_metric_history(r.info.run_id, "m")) == 50 for r in found)
+    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "e"]
+    found = client.search_runs([experiment])
+    assert sorted(r.data.tags["number"] for r in found) == list("01234567")
+    for each in found:
+        assert (each.info.status, each.data.tags["at"]) == ("FINISHED", "80") and "forge.lost_metrics" not in each.data.tags
+        assert [(m.step, m.value) for m in client.get_metric_history(each.info.run_id, "group/49")] == [(s, s) for s in range(100)]
+        assert len(each.data.metrics.keys() & {f"group/{name}" for name in range(50)}) == 50
+        (model,) = client.search_logged_models([experiment], f"source_run_id = '{each.info.run_id}'")
+        assert (model.params["step"], model.tags["forge.best"]) == ("80", "true")
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert database.execute("SELECT count(*) FROM metrics WHERE key LIKE 'group/%'").fetchone() == (8 * 50 * 100,)

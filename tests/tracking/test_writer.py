@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from forge.tracking import writer
+from forge.tracking import tries
 from forge.tracking.writer import Writer
 
 
@@ -28,7 +28,7 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(tries, "PAUSES_S", (0.0, 0.0, 0.0))
 
 
 def sent(client: Client) -> list[tuple[str, float, int]]:

@@ -4,9 +4,13 @@ import math
 from pathlib import Path
 from statistics import stdev
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
+import forge  # noqa: F401  (before mlx)
+from forge.training import checkpoint
+from forge.training.checkpoint import State, Store
 from forge.training.choice import CAP, Saved, choose, lowest, noise
 
 
@@ -95,3 +99,44 @@ def test_over_200_noisy_histories_the_chosen_one_is_never_far_above_the_lowest(s
         assert best.loss == losses[best.step] <= min(losses.values()) + 0.05
         earlier += best.loss > min(losses.values())
     assert (earlier > 20) == (spread > 0)  # the rule does something
+
+
+def noisy(seed: int) -> list[tuple[int, float, list[tuple[float, int]]]]:
+    """(step, loss, rows) of the evaluations every 10 of 300 steps of 2e^(-t/150) + 0.6 + N(0, 0.01): 40 rows of 1 to 60 targets whose
+    means scatter by 0.3 nats, moved so that together they are the noisy loss."""
+    rng = np.random.default_rng(seed)
+    found = []
+    targets = rng.integers(1, 61, 40)
+    for step in range(0, 301, 10):
+        loss = 2 * math.exp(-step / 150) + 0.6 + rng.normal(0, 0.01)
+        means = loss + rng.normal(0, 0.3, 40)
+        sums = (means + loss - (means * targets).sum() / targets.sum()) * targets
+        found.append((step, float(sums.sum() / targets.sum()), [(float(a), int(b)) for a, b in zip(sums, targets, strict=True)]))
+    return found
+
+
+def test_of_200_noisy_runs_none_chooses_far_above_its_lowest() -> None:
+    above = []
+    for seed in range(200):
+        every = [saved(step, loss, rows) for step, loss, rows in noisy(seed)]
+        best = choose(every, len(every))
+        assert any((best.path, best.step, best.loss) == (one.path, one.step, one.loss) for one in every)
+        above.append(best.loss - lowest(every).loss)
+    assert max(above) <= CAP < 0.05
+    assert np.mean(np.array(above) > 0) > 0.1  # the rule does something
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+def test_the_store_never_loses_the_one_to_choose(keep: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it removes on the way is neither the lowest nor what it then takes for the best, which is no further above than the noise."""
+    monkeypatch.setattr(checkpoint, "flush", lambda path: None)  # thousands of them take a minute
+    for seed in range(5):
+        store, losses = Store(tmp_path / f"{keep}-{seed}", "id", {}, keep), []
+        for step, loss, rows in noisy(seed):
+            store.save({"w": mx.zeros(1)}, {}, State(step=step, loss=loss, rows=rows))
+            losses.append(loss)
+            best, kept = store.best(), checkpoint.steps(store.folder)
+            assert best and best.path.is_dir() and best.step in kept
+            assert best.loss == losses[best.step // 10] <= min(losses) + CAP
+            assert 10 * losses.index(min(losses)) in kept
+            assert len(kept) <= keep + 3

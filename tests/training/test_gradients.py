@@ -1,6 +1,7 @@
 """Gradients of a batch in parts are those of the batch in one piece, and the parts are alike in work."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import forge  # noqa: F401
 from forge import blas
 from forge.arrays import flat
 from forge.spec import Batch
-from forge.training import streams
+from forge.training import positions, streams
 from forge.training.gradients import Gradients
 from forge.training.objectives import causal_lm, token_losses
 
@@ -158,3 +159,47 @@ def test_arrays_are_dealt_to_lanes_of_like_size_and_come_back_in_place(monkeypat
     assert {name: value.tolist() for name, value in flat(doubled).items()} == {
         name: [2.0] * value.size for name, value in flat(tree).items()
     }
+
+
+@pytest.mark.parametrize("cores", [2, 3])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_long_row_on_several_streams_gives_the_same(
+    make_model: Callable[..., Any], cores: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """400 positions are four blocks of attention; documents end inside blocks, and one spans three."""
+    monkeypatch.setattr(blas, "cores", lambda: cores)
+    monkeypatch.setattr(streams, "_LONG", 300)
+    monkeypatch.setattr(positions, "_LEAST", 100)
+    cut = []
+    monkeypatch.setattr(positions, "_cut", lambda x, count, whole=positions._cut: cut.append(x.shape) or whole(x, count))
+    model, row = make_model(), batch([400], width=401)
+    if packed:
+        row = replace(row, segments_BT=np.repeat([1, 2, 3, 0], [60, 300, 40, 1])[None].astype(np.int32))
+    objective = partial(causal_lm, chunk=64)
+    loss, _, _, gradients = Gradients(model, objective)(row)
+    assert len(streams.parts(row, spread=True)) == 1 and cut
+    again = Gradients(model, objective)(row)
+    (whole, _), expected = nn.value_and_grad(model, lambda row: (streams.parts(row), objective(model, row))[1])(row)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert loss.item() == again[0].item()
+    for name, value in flat(expected).items():
+        found = flat(gradients)[name]
+        np.testing.assert_allclose(np.array(found), np.array(value), atol=1e-5 * max(1.0, mx.abs(value).max().item()))
+        assert mx.array_equal(found, flat(again[3])[name]).item()
+
+
+def test_streams_left_over_by_few_long_rows_form_crews(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five cores and two long rows: two streams each, and one BLAS thread; short rows, or rows of an evaluation, get BLAS threads."""
+    threads: list[int] = []
+    monkeypatch.setattr(blas, "use_threads", threads.append)
+    monkeypatch.setattr(blas, "cores", lambda: 5)
+
+    def crews(width: int, spread: bool) -> list[int]:
+        found = []
+        for _, _, stream in streams.parts(batch([width] * 2, width=width), spread=spread):
+            with mx.stream(stream):
+                found.append(len(streams.crew()))
+        return found
+
+    assert [crews(1100, True), crews(20, True), crews(1100, False)] == [[2, 2], [1, 1], [1, 1]]
+    assert threads == [1, 2, 2]

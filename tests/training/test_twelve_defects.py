@@ -133,8 +133,8 @@ def test_09_every_setting_is_read() -> None:
 def test_10_an_unknown_key_is_an_error() -> None:
     """There, unknown YAML keys are accepted."""
     problems = Problems()
-    assert bind(settings.SweepSpec, {"release_winner": True, "relase": 1}, "sweep", problems) is None
-    assert problems and problems[0].startswith("sweep.relase: unknown key")
+    assert bind(settings.EvaluationSpec, {"max_tokens": 1, "max_token": 1}, "evaluation", problems) is None
+    assert problems and problems[0].startswith("evaluation.max_token: unknown key")
 
 
 def test_11_sources_mix_by_tokens_and_nothing_is_cut_off(packed: Packed) -> None:

@@ -1,0 +1,71 @@
+"""Which sweep a command line means: a new one, or an earlier one that goes on or has come to its end."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from filelock import Timeout
+from mlflow import MlflowClient
+
+from forge.config import Config
+from forge.errors import TrackingError
+from forge.jobs import Jobs
+from forge.settings import TrackingSpec
+from forge.sweep.search import Proposal
+from forge.tracking import reader, store
+from forge.tracking.names import IDENTITY, ROOT, here
+from forge.tracking.reader import Seen
+
+SWEEP, WHOLE, FOLDER = "forge.sweep", "forge.sweep_whole", "forge.sweep_folder"
+_NOT_THE_SEARCH = ("jobs", "release_winner", "again")
+
+
+def identity(asked: Jobs) -> str:
+    """A hash (16 hex digits) of what is swept over: the same jobs in any order, or the same space for the same sampler."""
+    parts = sorted(config.identity for config in asked.configs)
+    if asked.space is not None:
+        parts += [str(asked.configs[0].sweep.sampler), repr(asked.space.dimensions)]
+    return _hash(" ".join(parts))
+
+
+def whole(config: Config) -> str:
+    """The mark of a sweep that came to a good end under these settings; more trials are another end."""
+    settings: dict[str, Any] = config.resolved["sweep"]
+    return _hash(json.dumps({key: value for key, value in settings.items() if key not in _NOT_THE_SEARCH}, sort_keys=True))
+
+
+def listed(asked: Jobs) -> list[Proposal]:
+    """The jobs of a command line that lists them."""
+    proposals = []
+    for number, overrides in enumerate(asked.overrides):
+        swept = tuple(o for o in overrides if o.lstrip("+~").partition("=")[0] in asked.swept)
+        proposals.append(Proposal(number, overrides, swept))
+    return proposals
+
+
+def earlier(client: MlflowClient, spec: TrackingSpec, mark: str) -> Seen | None:
+    """The newest parent run of this identity that was started from this root. Raises TrackingError where a process works on it."""
+    found = client.search_runs(
+        [store.experiment(client, spec.experiment)], f"tags.`{IDENTITY}` = '{mark}'", order_by=["attributes.start_time DESC"]
+    )
+    mine = [record.info.run_id for record in found if SWEEP in record.data.tags and record.data.tags.get(ROOT) == here()]
+    if not mine:
+        return None
+    try:
+        with store.lock(f"run-{mine[0]}").acquire(timeout=0):
+            return reader.get(client, mine[0])
+    except Timeout as error:
+        raise TrackingError(
+            f"this sweep is being run by another process (run {mine[0]}); wait for it, or start another with sweep.again=true"
+        ) from error
+
+
+def proposal(run: Seen, fixed: Sequence[str]) -> Proposal:
+    """The job that an earlier life of a search made this run for."""
+    swept = tuple(json.loads(run.tags["forge.swept"]))
+    return Proposal(int(run.tags["forge.job"]) - 1, (*fixed, *swept), swept)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,108 @@
+"""A sweep's result as a table: in the terminal, in the parent run's description, and as its artifact."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from forge.sweep.children import Child
+from forge.sweep.winner import Finalist, Verdict
+
+_WIDTH = 160  # where output goes to a file
+
+
+def ranked(children: Sequence[Child], verdict: Verdict | None) -> list[Child]:
+    """The winner, then the other finished ones by their loss, then the pruned ones by theirs; then the rest as they came."""
+
+    def order(child: Child) -> tuple[bool, bool, bool, float, int]:
+        number, loss = child.proposal.number, child.loss
+        won = verdict is not None and number == verdict.number
+        return loss is None, not won, child.pruned, loss if loss is not None else 0.0, number
+
+    return sorted(children, key=order)
+
+
+def finalists(children: Sequence[Child], rows: Mapping[str, Sequence[tuple[float, int]]]) -> list[Finalist]:
+    """Those that may win: pruned ones only where there are no others. `rows` by run id."""
+    candidates = [child for child in children if not child.pruned] if any(c.finished and not c.pruned for c in children) else children
+    return [
+        Finalist(c.proposal.number, c.proposal.name, c.loss, c.run.tags.get("forge.valid_digest", ""), rows.get(c.run.id, ()))
+        for c in candidates
+        if c.loss is not None
+    ]
+
+
+def columns(children: Sequence[Child], swept: Sequence[str]) -> dict[str, list[Any]]:
+    """By name, a value for each child in their order."""
+    rows = [_row(rank, child, swept) for rank, child in enumerate(children, start=1)]
+    return {name: [row[name] for row in rows] for name in _row(0, children[0], swept)} if children else {}
+
+
+def _row(rank: int, child: Child, swept: Sequence[str]) -> dict[str, Any]:
+    values = {key: value for key, _, value in (override.lstrip("+~").partition("=") for override in child.proposal.swept)}
+    step = child.run.metrics.get("best/step") if child.finished else None
+    return {
+        "rank": rank if child.loss is not None else None,
+        "child": child.proposal.name,
+        **{key: values.get(key) for key in swept},
+        "best_val_loss": child.loss,
+        "best_step": None if step is None else int(step),
+        "run_id": child.run.id,
+        "status": child.run.status,
+        "cause": child.cause,
+    }
+
+
+def show(children: Sequence[Child]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("rank", "child", "best val loss", "step", "time"):
+        table.add_column(name, justify="left" if name == "child" else "right", overflow="fold")
+    for rank, child in enumerate(children, start=1):
+        took = "before" if child.seconds is None else _clock(child.seconds)
+        if child.loss is None:
+            table.add_row("–", child.proposal.name, child.run.status.lower(), "–", took)
+        else:
+            table.add_row(
+                "pruned" if child.pruned else str(rank),
+                child.proposal.name,
+                f"{child.loss:.4f}",
+                f"{child.run.metrics.get('best/step', 0):.0f}",
+                took,
+            )
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console.print()
+    console.print(table)
+    for child in children:
+        if child.pruned or not child.finished:
+            print(f"{child.proposal.name}: {_ended(child)}: {child.cause}", flush=True)
+
+
+def markdown(children: Sequence[Child], verdict: Verdict | None) -> str:
+    """The parent's description."""
+    lines = [
+        "No child finished." if verdict is None else f"{verdict.why if verdict.number is None else f'Best: {verdict.why}'}.",
+        "",
+        "| | child | best validation loss (nats a token) | step |",
+        "|---|---|---|---|",
+    ]
+    for rank, child in enumerate(children, start=1):
+        name = child.proposal.name.replace("|", "\\|")
+        if child.loss is None:
+            lines.append(f"| – | {name} | {_ended(child)}: {child.cause.replace('|', chr(92) + '|')} | |")
+        else:
+            lines.append(
+                f"| {'pruned' if child.pruned else rank} | {name} | {child.loss:.4f} | {child.run.metrics.get('best/step', 0):.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def _ended(child: Child) -> str:
+    return "pruned" if child.pruned else "failed" if child.failed else "stopped"
+
+
+def _clock(seconds: float) -> str:
+    """75 -> "1:15", 4000 -> "1:06:40"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

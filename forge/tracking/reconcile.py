@@ -1,0 +1,76 @@
+"""Runs that a death left RUNNING are told to be FAILED when the next run or sweep starts.
+
+A kill -9 leaves nobody to say how a run ended. A run that was started from this root is dead when its process is gone and its lock is free;
+one from elsewhere when its heartbeat has stood still for ten minutes, by this machine's clock. A run without a heartbeat isn't ours to
+judge. Costs two calls to the store, some 20 ms, and four more a dead run.
+"""
+
+import time
+from datetime import datetime
+
+from filelock import Timeout
+from mlflow import MlflowClient
+from mlflow.entities import Run as RunRecord
+from mlflow.entities import RunTag, ViewType
+
+from forge import paths
+from forge.tracking import heartbeat, provenance, store
+from forge.tracking.heartbeat import Heartbeat
+from forge.tracking.names import ROOT, here
+from forge.tracking.tries import STORE_ERRORS, reason
+
+STALE_S = 600.0
+_OPEN = " and ".join(f"attributes.status != '{status}'" for status in ("FINISHED", "FAILED", "KILLED"))
+
+
+def reconcile(client: MlflowClient, but: str | None = None) -> None:
+    """Over all experiments. `but`: the run that is about to be gone on with. What fails is left to the next start."""
+    try:
+        experiments = [found.experiment_id for found in client.search_experiments(view_type=ViewType.ACTIVE_ONLY)]
+        left = client.search_runs(experiments, f"{_OPEN} and tags.`{heartbeat.TAG}` LIKE '{{%'", max_results=1000)
+        for record in left:
+            if record.info.run_id != but and _dead(record):
+                _end(client, record.info.run_id)
+    except STORE_ERRORS as error:
+        print(f"forge: runs that a death left RUNNING could not be looked for ({provenance.redact(reason(error))})", flush=True)
+
+
+def _dead(record: RunRecord) -> bool:
+    """As far as its tags tell."""
+    beat = heartbeat.read(record.data.tags.get(heartbeat.TAG))
+    if beat is None:
+        return False
+    if record.data.tags.get(ROOT) == here():
+        return not beat.lives()
+    return record.info.status == "RUNNING" and time.time() - beat.seen_s > STALE_S
+
+
+def _end(client: MlflowClient, run_id: str) -> None:
+    """Under the run's lock, which who works on it holds: another start may have ended it since, or someone have gone on with it."""
+    try:
+        with store.lock(f"run-{run_id}").acquire(timeout=0):
+            record = client.get_run(run_id)
+            beat = heartbeat.read(record.data.tags.get(heartbeat.TAG))
+            if beat is None or record.info.status not in ("RUNNING", "SCHEDULED") or not _dead(record):
+                return
+            cause = _cause(record, beat)
+            client.log_batch(run_id, tags=[RunTag("forge.cause", cause)])
+            client.set_terminated(run_id, "FAILED", end_time=int(beat.seen_s * 1000))
+    except Timeout:
+        return
+    print(f"forge: run {record.info.run_name} ({run_id[:8]}) is FAILED now: {cause}", flush=True)
+
+
+def _cause(record: RunRecord, beat: Heartbeat) -> str:
+    last_seen = datetime.fromisoformat(beat.seen).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"its process (pid {beat.pid} on {beat.host}) ended without a word, last seen at {last_seen}; {_way_on(record)}"
+
+
+def _way_on(record: RunRecord) -> str:
+    if "forge.sweep" in record.data.tags:
+        return "the same command goes on with the sweep"
+    if record.data.tags.get(ROOT) != here():
+        return "resume=auto goes on with it there"
+    saved = paths.checkpoints(record.info.run_id).glob("step-*/sha256.json")
+    steps = [int(number) for file in saved if (number := file.parent.name.removeprefix("step-")).isdecimal()]
+    return f"resume=auto goes on from step {max(steps)}" if steps else "it had saved nothing, so resume=auto starts it over"
