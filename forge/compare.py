@@ -9,7 +9,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from forge.tracking.reader import MlflowClient
 
 _CURVES = ("train/loss", "val/loss")
-_PLACES = ("name", "resume", "tracking", "release", "sweep", "allowed_targets")  # where results go, which changes none
 _BASE = "@base"
+_WIDE = 160  # characters of a line in a file, so that no name is cut
 _STYLES = {"better": "bold green", "worse": "bold red", "can't tell": "bold"}
 
 
@@ -113,33 +113,28 @@ def _read(client: "MlflowClient", wanted: str) -> Compared:
         status=seen.status,
         history=[] if base else reader.history(client, seen.id, [key for key in _CURVES if key in seen.metrics]),
         metrics=of_base if base else seen.metrics,
-        settings=dict(_flat(_parsed(config))) if config else {},
+        settings=_settings(config) if config else {},
         digests={tag: seen.tags.get(f"forge.{tag}", "") for tag in comparison.DIGESTS},
         seconds=0.0 if base else (seen.ended or time.time() * 1000) / 1000 - seen.started / 1000,
         documents=documents.read(held) if held else None,
     )
 
 
-def _parsed(text: str) -> Mapping[str, Any]:
+def _settings(text: str) -> dict[str, str]:
+    """Those that can change a result, by dotted name."""
     from omegaconf import OmegaConf
 
+    from forge.config import dotted, relevant
+
     tree: Any = OmegaConf.to_container(OmegaConf.create(text))
-    return {key: value for key, value in tree.items() if key not in _PLACES}
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", "null" if value is None else str(value)
+    return {key: "null" if value is None else str(value) for key, value in dotted(relevant(tree))}
 
 
 # ---- telling ----------------------------------------------------------------------------------------------------------
 
 
 def _print(alarms: Sequence[str], found: Sequence[Verdict], tables: Sequence[comparison.Table]) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
     for each in tables:
         console.print()
         console.print(_shown(each.title, "bold underline"))

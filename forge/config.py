@@ -91,12 +91,25 @@ def check(config: DictConfig) -> Config:
 
 def identity(resolved: Mapping[str, Any]) -> str:
     """A hash (16 hex digits) of every setting that can change a result; runs that share it are the same experiment."""
-    relevant = {key: _relevant(key, value) for key, value in resolved.items() if key not in _NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(relevant(resolved), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def relevant(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that can change a result."""
+    return {key: _relevant(key, value) for key, value in resolved.items() if key not in _NOT_IDENTITY}
 
 
 def _relevant(group: str, value: Any) -> Any:
     return {key: v for key, v in value.items() if f"{group}.{key}" not in _NOT_IDENTITY} if isinstance(value, dict) else value
+
+
+def dotted(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """{"a": {"b": 1}} -> ("a.b", 1)."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def bind(config: DictConfig, problems: binding.Problems) -> Config | None:

@@ -2,12 +2,12 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from forge.assemble import Parts
-from forge.config import Config
+from forge.config import Config, dotted
 from forge.data import ledger
 from forge.models import device, trainable_parameters
 from forge.release import Released
@@ -19,10 +19,10 @@ from forge.spec import History, Ledger, Metrics, Plan, Result, RunFacts
 from forge.tracking import provenance
 from forge.tracking.run import Run
 from forge.training.checkpoint import Store
-from forge.training.choice import Saved
+from forge.training.choice import ROWS_FILE, Saved
 from forge.training.evaluate import baseline
 
-ROWS = "evaluation/rows.json"  # [[summed loss, targets], …] of the chosen checkpoint's validation rows, which a sweep pairs
+_NOT_AGAIN = ("resume=", "tracking.", "hydra.", "callbacks.pruning=")  # overrides of this run alone: where it reports to
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def facts(config: Config, run: Run, steps: Plan, parts: Parts, memory_gib: float
         config=_shown(config, parts),
         planned_lr=[steps.lr(step) for step in range(1, steps.total_steps + 1)],
         unigram_loss=baseline(parts.data)["val/unigram_loss"],
-        settings=dict(_dotted(config.resolved)),
+        settings=dict(dotted(config.resolved)),
         memory_gib=memory_gib,
     )
 
@@ -93,7 +93,7 @@ def at_the_end(run: Run, config: Config, facts: RunFacts, result: Result, checkp
     saved = checkpoints.evaluated()
     run.checkpoints({one.step: one.path for one in saved})
     run.best(result.best_step)
-    run.text(json.dumps(next(one.rows for one in saved if one.step == result.best_step)), ROWS)
+    run.text(json.dumps(next(one.rows for one in saved if one.step == result.best_step)), ROWS_FILE)
     pruned = {"forge.pruned": result.reason} if result.reason.startswith("pruned") else {}
     run.tags({"forge.stop_reason": result.reason, "forge.best_reason": result.best_why, **pruned})
     facts = replace(facts, status=result.reason, best_step=result.best_step, best_why=result.best_why, saved=_losses(saved))
@@ -116,7 +116,7 @@ def report(
 ) -> None:
     """The whole run as one page. `scores`: final/… and test/… of the chosen checkpoint, whose weights the model holds; `plan`: what was
     estimated, how much, and what it came to."""
-    own = [override for override in overrides if not override.startswith(("resume=", "tracking.", "hydra."))]
+    own = again(overrides)
     written = samples(parts.loaded, parts.data)
     run.table({"prompt": [prompt for prompt, _ in written], "text": [text for _, text in written]}, "evaluation/samples.json")
     page = html.page(
@@ -133,6 +133,11 @@ def report(
         overrides=own,
     )
     run.text(page, "report.html")
+
+
+def again(overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that make a run like this one."""
+    return [override for override in overrides if not override.startswith(_NOT_AGAIN)]
 
 
 def description(config: Config, parts: Parts, result: Result, scores: Mapping[str, float], released: Released | None) -> str:
@@ -178,12 +183,3 @@ def _shown(config: Config, parts: Parts) -> dict[str, str]:
 
 def _losses(saved: Sequence[Saved]) -> list[tuple[int, float]]:
     return [(one.step, one.loss) for one in saved]
-
-
-def _dotted(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """{"a": {"b": 1}} -> ("a.b", 1)."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _dotted(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value

@@ -15,6 +15,7 @@ from forge import jobs, paths
 from forge.config import Config
 from forge.entry import entry
 from forge.progress import size, spark
+from forge.reports.curves import duration
 
 if TYPE_CHECKING:
     from forge.estimate import Estimate
@@ -71,16 +72,10 @@ def _print(made: "Estimate", rates: str, picture: Path) -> None:
     table.add_row("trained", f"{made.trainable:,} of {made.parameters:,} parameters ({made.trainable / made.parameters:.2%})")
     table.add_row("memory", f"{size(made.peak_gib)}: " + ", ".join(f"{what} {size(gib)}" for what, gib in made.memory.items()))
     table.add_row("disk", f"{size(made.disk_gib)}, at {size(made.checkpoint_gib)} a checkpoint")
-    table.add_row("time", f"{_clock(made.total_seconds)}: " + ", ".join(f"{what} {_clock(s)}" for what, s in made.seconds.items()))
+    table.add_row("time", f"{duration(made.total_seconds)}: " + ", ".join(f"{what} {duration(s)}" for what, s in made.seconds.items()))
     table.add_row("on", f"{made.device}; start, tracking and release come on top")
     console.print(table)
     print(f"the learning rate as a picture: {picture}")
-
-
-def _clock(seconds: float) -> str:
-    """75 -> "1:15 min", 4000 -> "1:06 h"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes}:{rest:02d} min"
 
 
 if __name__ == "__main__":

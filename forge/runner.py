@@ -22,7 +22,7 @@ from forge.release import Released, release
 from forge.reports import documents
 from forge.signals import Interrupts
 from forge.spec import Emit, Metrics, Plan, Result, Snapshot
-from forge.tracking import registry, resume, store
+from forge.tracking import registry, resume
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
 from forge.training import checkpoint, memory
@@ -172,20 +172,6 @@ def _scores(run: Run, job: _Job, result: Result) -> dict[str, float]:
 
 def _documents(job: _Job, measured: Full) -> str:
     return documents.text(job.parts.data.full_digest, measured.documents, job.parts.data.unweighted)
-
-
-def next_steps(config: Config, run_id: str, released: Released | None) -> str:
-    """What to type to look at a run and to serve what it released."""
-    command, address = store.page(config.tracking.uri, run_id)
-    lines = [f"Look at it:  {command or address}"] + ([f"             {address}"] if command else [])
-    if released:
-        name = f"models:/{config.release.name}@{config.release.alias}"
-        body = '{"prompt": "shutil.copy(src, dst)", "max_tokens": 60}'
-        lines += [
-            f"Serve it:    {store.prefix(config.tracking.uri)}mlflow models serve -m {name} --env-manager local --port 5001",
-            f"Ask it:      curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d '{body}'",
-        ]
-    return "\n".join(lines)
 
 
 def _to_resume(config: Config) -> tuple[str | None, Path | None]:

@@ -12,6 +12,7 @@ from forge import jobs, paths
 from forge.config import check
 from forge.entry import entry
 from forge.errors import ConfigError
+from forge.imports import lasting
 
 
 def main(argv: list[str]) -> int:
@@ -22,7 +23,8 @@ def main(argv: list[str]) -> int:
 def _train(argv: list[str]) -> int:
     follows = os.environ.get("MLX_RANK", "0") != "0"
     try:
-        asked = jobs.preflight(argv)
+        with lasting():
+            asked = jobs.preflight(argv)
     except ConfigError as error:
         if follows:
             return error.exit_code  # the first process says it
@@ -34,12 +36,14 @@ def _train(argv: list[str]) -> int:
     if "MLX_RANK" in os.environ and asked.multirun:
         raise ConfigError("a sweep inside mlx.launch: leave out -m, and start each run with its own mlx.launch")
     if follows:  # it keeps nothing, so it needs no folder of Hydra's
-        from forge.runner import train
+        with lasting():
+            from forge.runner import train
 
         train(asked.configs[0], [])
         return 0
     if asked.multirun:
-        from forge.sweep.parent import sweep
+        with lasting():
+            from forge.sweep.parent import sweep
 
         return sweep(asked)
     jobs.launch(_single, asked.argv)
@@ -47,13 +51,15 @@ def _train(argv: list[str]) -> int:
 
 
 def _single(composed: DictConfig) -> None:
-    from forge.runner import next_steps, train
+    with lasting():
+        from forge.runner import train
+        from forge.tracking.next_steps import next_steps
 
     config = check(composed)
     outcome = train(config, jobs.task_overrides())
     assert outcome, "only processes that follow have none"
     if config.tracking.parent_run is None:  # a sweep says itself what there is to look at
-        print("\n" + next_steps(config, outcome.run_id, outcome.released))
+        print("\n" + next_steps(config, outcome.run_id, outcome.released is not None))
 
 
 if __name__ == "__main__":

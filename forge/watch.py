@@ -138,7 +138,7 @@ def _heading(view: "View", width: int) -> Text:
         line.append(f"  no sign of life for {clock(view.silent)}", "bold yellow")
     elif view.children and view.running:
         ended = sum(not child.running for child in view.children)
-        line.append(f"  {ended} of {view.run.params.get('sweep.jobs', len(view.children))} ended, {clock(view.elapsed)}", "dim")
+        line.append(f"  {ended} of {view.run.tags.get('forge.sweep_total', len(view.children))} ended, {clock(view.elapsed)}", "dim")
     line.truncate(width, overflow="ellipsis")
     return line
 

@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("forge/**
 
 ENTRIES = ("train", "evaluate", "serve", "chat", "watch", "compare", "plan", "data_report", "reproduce", "doctor")
 LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer and from those before it
-    ("__init__", "settings", "spec", "units", "errors", "paths", "blas", "signals", "progress", "entry"),
+    ("__init__", "settings", "spec", "units", "errors", "paths", "blas", "signals", "progress", "entry", "imports"),
     ("arrays", "training.schedules", "training.formulation", "training.streams", "training.history", "training.choice", "reports"),
     ("training.attention", "training.isolation", "training.ends", "training.cross_entropy", "training.objectives"),
     ("data", "models", "training.checkpoint", "training.optim"),

@@ -27,7 +27,8 @@ def tracked(name: str, level: float = 2.0, seed: int = 0, **changes: Any) -> str
     try:
         with open_run(spec, f"{name} {seed}") as run:
             run.text(
-                f"seed: {seed}\nmodel:\n  layers: 2\noptimizer:\n  betas: [0.9, 0.95]\ntracking:\n  run_name: {name}\n",
+                f"seed: {seed}\nmodel:\n  layers: 2\noptimizer:\n  betas: [0.9, 0.95]\ntracking:\n  run_name: {name}\n"
+                f"callbacks:\n  pruning:\n    trial: {seed}\n",
                 "config/config.yaml",
             )
             run.tags({"forge.full_digest": kept["digest"], "forge.data_digest": "d"})

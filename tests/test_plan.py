@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from forge.estimate import Estimate, _Sample, kept, score
-from forge.plan import _clock, main
+from forge.plan import main
 from forge.spec import Batch, Result
 
 TINY = ("model.layers=1", "model.hidden_size=16", "model.heads=2", "model.kv_heads=1", "model.head_dim=8", "model.mlp_size=32")
@@ -83,10 +83,6 @@ def test_the_largest_micro_batch_is_told_as_overrides(plan: Plan) -> None:
 def test_a_sweep_is_no_plan(plan: Plan) -> None:
     code, _, err = plan("-m", "seed=1,2")
     assert (code, err) == (2, "error: plan looks at one job: leave out -m\n")
-
-
-def test_durations_by_hand() -> None:
-    assert (_clock(75), _clock(4000), _clock(0.4)) == ("1:15 min", "1:06 h", "0:00 min")
 
 
 class Widths:

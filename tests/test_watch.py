@@ -147,7 +147,7 @@ def test_a_run_is_followed_to_its_end(look: Watch, make_spec: Any) -> None:
 
 def test_a_sweep_is_a_table_of_its_runs(look: Watch, make_spec: Any) -> None:
     with open_run(make_spec(run_name="sweep lr"), "s", tags={"forge.sweep": "lr"}) as parent:
-        parent.params({"sweep.jobs": 3})
+        parent.tags({"forge.sweep_total": "3"})
         with open_run(make_spec(run_name="lr=1", parent_run=parent.id), "a") as first:
             train(first, 40)
             first.summary({"best/val_loss": 4.0, "best/step": 20})

@@ -174,7 +174,7 @@ def _sentence(first: str, label: str, pair: _Pair, overall: Difference, word: st
     size, unit = overall.value, pair.shared.unit
     if overall.unsure:
         return f"can't tell {label} from {first}: {overall.unsure}"
-    if not losses_RN[1:].any() or (overall.low == overall.high == 0 and overall.p == 1):
+    if overall.low == overall.high == 0 and overall.p == 1:
         return f"can't tell {label} from {first}: they are the same on each of {len(sizes_N):,} documents"
     share = abs(size) / abs(float(losses_RN[: pair.first_runs].mean(axis=0).sum() / sizes_N.sum()))
     alone = ", though by itself it would be told" if word == "can't tell" and overall.p <= 1 - confidence else ""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from forge.reports.dashboard import DPI
+from forge.reports.dashboard import DPI, TRAIN
 from forge.reports.panels import GREY, INK
 
 
@@ -14,7 +14,7 @@ def draw(rates: Sequence[float], title: str) -> Figure:
     figure = Figure(figsize=(7.2, 3.0), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.add_subplot()
-    ax.plot(range(1, len(rates) + 1), rates, color="#1f6fb4", linewidth=1.6)
+    ax.plot(range(1, len(rates) + 1), rates, color=TRAIN, linewidth=1.6)
     ax.set_xlim(1, max(2, len(rates)))
     ax.set_ylim(bottom=0)
     ax.set_xlabel("step", color=GREY)

@@ -6,6 +6,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from forge import units
 from forge.errors import ConfigError
 from forge.reports.curves import scientific
@@ -49,7 +51,8 @@ def budget(facts: RunFacts, factor: float) -> str | None:
     except ConfigError:
         return None
     wanted = present * factor
-    return shlex.quote(f"trainer.budget={f'{wanted:.3g}' if unit == 'epochs' else max(1, round(wanted))} {unit}")
+    plain = np.format_float_positional(wanted, precision=3, fractional=False, trim="-")  # units take no exponent
+    return shlex.quote(f"trainer.budget={plain if unit == 'epochs' else max(1, round(wanted))} {unit}")
 
 
 def weight(facts: RunFacts, source: str) -> str | None:

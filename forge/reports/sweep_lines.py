@@ -158,13 +158,8 @@ def _lines(ax: Axes, child: Child, bold: bool, right: float) -> list[str]:
 
 def _note(children: Sequence[Child], above: bool, faint: bool) -> str:
     seconds = sum(child.seconds or 0.0 for child in children)
-    parts = [counts(children) + (f", {_clock(seconds)} in all" if seconds else ""), "nats per token, lower is better"]
+    parts = [counts(children) + (f", {curves.duration(seconds)} in all" if seconds else ""), "nats per token, lower is better"]
     parts += ["named: the lowest"] * faint + ["higher losses lie above the picture"] * above
     early = {"failed": "×: failed", "pruned": "○: pruned", "stopped": "○: stopped"}
     marks = [sign for status, sign in early.items() if any(child.status == status and len(child.curve) for child in children)]
     return "; ".join(parts + marks)
-
-
-def _clock(seconds: float) -> str:
-    """ "42 s", "3 min", "2.5 h"."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from filelock import Timeout
 from mlflow import MlflowClient
@@ -16,7 +17,7 @@ from forge.errors import TrackingError
 from forge.jobs import Jobs
 from forge.sweep import family, identity
 from forge.sweep.launch import Ended, Job
-from forge.sweep.search import Proposal
+from forge.sweep.search import Proposal, quoted
 from forge.tracking import heartbeat, provenance, reader, store
 from forge.tracking.names import IDENTITY, PARENT, ROOT, here
 from forge.tracking.reader import Seen
@@ -51,6 +52,11 @@ class Child:
     @property
     def failed(self) -> bool:
         return self.run.status == "FAILED"
+
+    @property
+    def ending(self) -> Literal["finished", "pruned", "failed", "stopped"]:
+        """How it ended, in a word."""
+        return "pruned" if self.pruned else "finished" if self.finished else "failed" if self.failed else "stopped"
 
     @property
     def loss(self) -> float | None:
@@ -99,12 +105,12 @@ class Children:
             lock = store.lock(f"run-{run.id}")
             try:
                 with lock.acquire(timeout=0):
-                    continue
+                    pass
             except Timeout:
                 print(f"{run.name} of before is still at work; waiting for its end", flush=True)
             try:
                 with lock.acquire(timeout=_WAIT_S):
-                    self._known[run.tags[IDENTITY]] = reader.get(self._client, run.id)
+                    self._known[run.tags[IDENTITY]] = reader.get(self._client, run.id)  # it may have ended since the first look
             except Timeout as error:
                 raise TrackingError(f"{run.name} ({run.id}) is being trained by another process; wait for it, or stop it first") from error
 
@@ -127,7 +133,7 @@ class Children:
             run_id = self._create(proposal, config)
             log.unlink(missing_ok=True)  # of another run
         self._started[proposal.number] = (proposal, config, run_id, time.monotonic())
-        own = (*proposal.own, f"resume={run_id}", f"tracking.parent_run={self._parent.id}", f"hydra.run.dir={_quoted(str(log.parent))}")
+        own = (*proposal.own, f"resume={run_id}", f"tracking.parent_run={self._parent.id}", f"hydra.run.dir={quoted(str(log.parent))}")
         return Job(proposal.number, title, run_id, (*self._asked.flags, *proposal.overrides, *own), Path.cwd(), log)
 
     def title(self, proposal: Proposal) -> str:
@@ -140,8 +146,18 @@ class Children:
         run = self._known[config.identity] = again(lambda: self._closed(run_id, self._log(proposal), ended, stopped))
         return Child(proposal, config, run, seconds)
 
+    def finished(self, proposals: Sequence[Proposal]) -> list[Child]:
+        """Those of these jobs that finished in an earlier life, with all as it is now."""
+        outdated = self.outdated(proposals)
+        pairs = [(proposal, config, self._known.get(config.identity)) for proposal in proposals for config in [self.config(proposal)]]
+        return [
+            Child(proposal, config, run)
+            for proposal, config, run in pairs
+            if run and run.status == "FINISHED" and proposal.number not in outdated
+        ]
+
     def finished_before(self, fixed: Sequence[str], known: Container[str]) -> list[Child]:
-        """The finished ones of earlier lives, but for those `known` by their run's id."""
+        """The finished ones of a search's earlier lives, but for those `known` by their run's id."""
         runs = [run for run in self._known.values() if run.status == "FINISHED" and run.id not in known]
         proposals = [family.proposal(run, fixed) for run in runs]
         return [Child(proposal, self.config(proposal), run) for proposal, run in zip(proposals, runs, strict=True)]
@@ -193,9 +209,3 @@ def cause(ended: Ended | BaseException) -> str:
     if ended.exit_code < 0:
         return f"ended by {signal.Signals(-ended.exit_code).name}" + (f"; the last it said: {said}" if said else "")
     return said or f"ended with exit code {ended.exit_code} and without a word"
-
-
-def _quoted(value: str) -> str:
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    return QuotedString(value, Quote.single).with_quotes()

@@ -95,7 +95,9 @@ class Elsewhere:
 
     def _watch(self) -> None:
         while not self._closed.wait(_LOOK_EVERY_S):
-            for future, (handle, _) in list(self._running.items()):
+            with self._lock:
+                running = list(self._running.items())
+            for future, (handle, _) in running:
                 try:
                     ended: Ended | Exception | None = self._cluster.ended(handle)
                 except Exception as error:  # else the sweep would wait for ever

@@ -17,7 +17,7 @@ from forge.tracking import reader, store
 from forge.tracking.names import IDENTITY, ROOT, here
 from forge.tracking.reader import Seen
 
-SWEEP, WHOLE, FOLDER = "forge.sweep", "forge.sweep_whole", "forge.sweep_folder"
+SWEEP, WHOLE, FOLDER, TOTAL = "forge.sweep", "forge.sweep_whole", "forge.sweep_folder", "forge.sweep_total"
 _NOT_THE_SEARCH = ("jobs", "release_winner", "again")
 
 

@@ -20,6 +20,7 @@ from forge import jobs
 from forge.config import Config
 from forge.entry import entry
 from forge.errors import ForgeError
+from forge.imports import lasting
 
 _FORGE = Path(__file__).parents[1]
 
@@ -80,18 +81,25 @@ def _key(config: Config) -> str:
 
 
 def _print(argv: list[str]) -> int:
-    from forge.assemble import assemble
-    from forge.tracking import registry
+    with lasting():
+        from forge.assemble import assemble
 
     grounds = []
     with redirect_stdout(sys.stderr):
         for line in json.load(sys.stdin):
             config = jobs.single(line, "one job at a time")
             assert config
-            parts = assemble(config, partial(registry.fetch, config.tracking.uri))
+            parts = assemble(config, partial(_fetch, config.tracking.uri))
             grounds.append(asdict(Ground(parts.data.ledger.digest, str(parts.loaded.lineage))))
     print(json.dumps(grounds))
     return 0
+
+
+def _fetch(configured: str | None, uri: str) -> tuple[Path, str]:
+    """Of a registered base, which alone needs MLflow: its import takes as long as all the rest."""
+    from forge.tracking import registry
+
+    return registry.fetch(configured, uri)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The same command again goes on where the last one stopped. This process stays fr
 
 import json
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +25,12 @@ from forge.sweep.release import release_winner
 from forge.sweep.search import Listed, Search
 from forge.sweep.winner import Verdict
 from forge.tracking import reader, stop, store
+from forge.tracking.next_steps import look_at, next_steps
 from forge.tracking.reader import Seen
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
+from forge.tracking.tries import STORE_ERRORS
+from forge.training.choice import ROWS_FILE
 
 _LOOK_EVERY_S = 0.25
 
@@ -42,13 +46,15 @@ def sweep(asked: Jobs) -> int:
     with Interrupts() as interrupts:
         client = store.connect(first.tracking.uri)
         former = None if first.sweep.again else family.earlier(client, first.tracking, mark)
-        if former and former.tags.get(family.WHOLE) == family.whole(first):
+        ended = former is not None and former.tags.get(family.WHOLE) == family.whole(first)
+        if former and (ended or asked.space is not None):  # a list that did not end looks at each of its jobs
             changed = _changed(client, former, asked)
-            if not changed:
+            if ended and not changed:
                 _say_done(client, former, first)
                 return 0
-            print(f"this sweep came to its end as run {former.id}, but {changed} changed since: it is run anew", flush=True)
-            former = None
+            if changed:
+                print(f"{changed} changed since this sweep was run ({former.id}), so it is run anew", flush=True)
+                former = None
         name = first.tracking.run_name or f"sweep {over}".strip()
         named = replace(first.tracking, run_name=name, system_metrics=None)  # its children sample the machine
         tags = {family.SWEEP: " ".join(asked.swept), family.FOLDER: str(_folder(asked))}
@@ -64,14 +70,12 @@ def sweep(asked: Jobs) -> int:
             released = release_winner(client, parent, children[0], verdict) if wanted else None
             if all(child.finished for child in children):
                 parent.tags({family.WHOLE: family.whole(first)})
-    from forge.runner import next_steps  # imports MLX
-
-    print("\n" + next_steps(first, parent.id, released))
+    print("\n" + next_steps(first, parent.id, released is not None))
     return 1 if any(child.failed for child in children) else 0
 
 
 def _changed(client: MlflowClient, former: Seen, asked: Jobs) -> str | None:
-    """What is no longer as it was when a sweep came to its end."""
+    """What is no longer as it was when the children of a sweep finished."""
     runs = Children(client, former, asked, Path(former.tags[family.FOLDER]), None)
     jobs = family.listed(asked) if asked.space is None else [child.proposal for child in runs.finished_before(asked.space.fixed, ())]
     return next(iter(runs.outdated(jobs).values()), None)
@@ -80,8 +84,7 @@ def _changed(client: MlflowClient, former: Seen, asked: Jobs) -> str | None:
 def _say_done(client: MlflowClient, former: Seen, first: Config) -> None:
     best = former.tags.get("best/child")
     print(f"this sweep came to its end as run {former.name} ({former.id})" + (f"; best: {best}" if best else ""))
-    command, address = store.page(first.tracking.uri, former.id)
-    print("\n".join(line for line in (f"Look at it:  {command or address}", f"             {address}" if command else "") if line))
+    print(look_at(first.tracking.uri, former.id))
     print("To run all of it anew:  the same command with sweep.again=true")
 
 
@@ -110,6 +113,7 @@ class _Sweep:
             flush=True,
         )
         parent.text(self._config.yaml(), "config/first_child.yaml")
+        parent.tags({family.TOTAL: str(self._total)})
         parent.params({"sweep.keys": ", ".join(asked.swept), "sweep.sampler": self._config.sweep.sampler})
         if self._goes_on:
             self._runs.await_former()
@@ -152,13 +156,14 @@ class _Sweep:
                 else:
                     launcher.kill()
                 for future, number in running.items():
-                    self._done.append(self._runs.end(number, future.exception() or future.result(), "ended with its sweep"))
+                    with suppress(*STORE_ERRORS):  # must not take the place of what ended the sweep; the next start ends these runs
+                        self._done.append(self._runs.end(number, future.exception() or future.result(), "ended with its sweep"))
                 raise
 
     def _stop(self, launcher: Launcher) -> None:
         """Kindly: with a signal to the children of this machine; those elsewhere look at the tag."""
         launcher.stop()
-        self._client.set_tag(self._parent.id, stop.TAG, "true")
+        self._parent.tags({stop.TAG: "true"})
 
     def _end(self, search: Search, child: Child) -> None:
         self._done.append(child)
@@ -181,8 +186,11 @@ class _Sweep:
 
     def _record(self) -> tuple[list[Child], Verdict | None]:
         """The ranked table, the winner and why, on the parent run and in the terminal."""
+        reached = {child.run.id for child in self._done}
         if self._asked.space is not None:
-            self._done += self._runs.finished_before(self._asked.space.fixed, {child.run.id for child in self._done})
+            self._done += self._runs.finished_before(self._asked.space.fixed, reached)
+        elif self._goes_on:
+            self._done += [child for child in self._runs.finished(family.listed(self._asked)) if child.run.id not in reached]
         verdict = self._verdict()
         ranked = table.ranked(self._done, verdict)
         table.show(ranked)
@@ -206,7 +214,7 @@ class _Sweep:
         return ranked, verdict
 
     def _verdict(self) -> Verdict | None:
-        texts = {c.run.id: reader.text(self._client, c.run.id, "evaluation/rows.json") for c in self._done if c.loss is not None}
+        texts = {c.run.id: reader.text(self._client, c.run.id, ROWS_FILE) for c in self._done if c.loss is not None}
         rows = {run_id: [(float(loss), int(count)) for loss, count in json.loads(text)] for run_id, text in texts.items() if text}
         finalists = table.finalists(self._done, rows)
         return winner.judge(finalists) if finalists else None

@@ -22,19 +22,12 @@ def draw(client: MlflowClient, parent: Run, children: Sequence[Child], search: S
 
 def _plain(client: MlflowClient, child: Child) -> sweep_children.Child:
     step = child.run.metrics.get("best/step")
-    swept = (override.lstrip("+~").partition("=") for override in child.proposal.swept)
     return sweep_children.Child(
         name=child.proposal.name,
-        swept={key: value for key, _, value in swept},
+        swept=child.proposal.values,
         best_loss=child.loss,
         best_step=None if step is None else int(step),
-        status=_status(child),
+        status=child.ending,
         curve=[(step, metrics[_VALID]) for step, metrics in reader.history(client, child.run.id, [_VALID])],
         seconds=child.seconds,
     )
-
-
-def _status(child: Child) -> sweep_children.Status:
-    if child.pruned:
-        return "pruned"
-    return "finished" if child.finished else "failed" if child.failed else "stopped"

@@ -18,10 +18,22 @@ class Proposal:
     own: tuple[str, ...] = ()
 
     @property
+    def values(self) -> dict[str, str]:
+        """What is swept, by its key, as typed."""
+        parts = (override.lstrip("+~").partition("=") for override in self.swept)
+        return {key: value for key, _, value in parts}
+
+    @property
     def name(self) -> str:
         """ "lr=1e-4 seed=1"; without sweeping, "job 1"."""
-        parts = (override.lstrip("+~").partition("=") for override in self.swept)
-        return " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in parts) or f"job {self.number + 1}"
+        return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.values.items()) or f"job {self.number + 1}"
+
+
+def quoted(text: str) -> str:
+    """As overrides hold any text."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 class Search(Protocol):

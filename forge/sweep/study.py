@@ -15,7 +15,7 @@ import numpy as np
 
 from forge.errors import ConfigError
 from forge.settings import SweepSpec
-from forge.sweep.search import Proposal
+from forge.sweep.search import Proposal, quoted
 from forge.sweep.space import Dimension, Interval, Parameter, Space, Values
 
 if TYPE_CHECKING:
@@ -57,13 +57,15 @@ class Optimised:
         self._storage = storage(self._journal)
         self._study = optuna.create_study(study_name=name, storage=self._storage, direction="minimize", load_if_exists=True)
         self._left = self._left_over()
+        self._dry = False
 
     def ask(self) -> Proposal | None:
         if self._left:
             return self._proposal(*self._left.pop(0))
         job = 1 + max(self._jobs(), default=-1)
-        trial = self._fresh() if job < self._trials else None
+        trial = None if self._dry or job >= self._trials else self._fresh()
         if trial is None:
+            self._dry = True  # each look for more adds to the journal; what ends meanwhile may lead elsewhere
             return None
         trial.set_user_attr(_JOB, job)
         return self._proposal(job, trial.number)
@@ -73,6 +75,7 @@ class Optimised:
         trial = self._jobs()[number]
         if trial.state.is_finished():
             return
+        self._dry = False
         if loss is None:
             self._mark(trial, _FAILED, why or "unknown")
         if loss is None or PRUNED in trial.user_attrs:
@@ -113,6 +116,8 @@ class Optimised:
     def _fresh(self) -> "optuna.Trial | None":
         """A trial with parameters that none had before; None where there are no others."""
         known = {self._space.swept(trial.params) for trial in self._jobs().values()}
+        if len(known) == self._space.size:
+            return None
         if self._asked.sampler != "grid":
             for _ in range(_TRIES):
                 self._study.sampler = self._sampler()
@@ -154,8 +159,8 @@ class Optimised:
             return ()
         knobs: dict[str, Any] = {
             "_target_": "forge.sweep.pruning.Pruning",
-            "journal": _quoted(str(self._journal)),
-            "study": _quoted(self._name),
+            "journal": quoted(str(self._journal)),
+            "study": quoted(self._name),
             "trial": trial,
             "rule": self._asked.pruner,
             "startup": self._asked.pruning.startup,
@@ -206,10 +211,3 @@ def distribution(dimension: Dimension) -> "optuna.distributions.BaseDistribution
             return distributions.IntDistribution(int(low), int(high), log=log)
         case Interval(low=low, high=high, log=log):
             return distributions.FloatDistribution(low, high, log=log)
-
-
-def _quoted(text: str) -> str:
-    """As overrides hold any text."""
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    return QuotedString(text, Quote.single).with_quotes()

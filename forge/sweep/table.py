@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from forge.progress import clock
 from forge.sweep.children import Child
 from forge.sweep.winner import Finalist, Verdict
 
@@ -41,12 +42,11 @@ def columns(children: Sequence[Child], swept: Sequence[str]) -> dict[str, list[A
 
 
 def _row(rank: int, child: Child, swept: Sequence[str]) -> dict[str, Any]:
-    values = {key: value for key, _, value in (override.lstrip("+~").partition("=") for override in child.proposal.swept)}
     step = child.run.metrics.get("best/step") if child.finished else None
     return {
         "rank": rank if child.loss is not None else None,
         "child": child.proposal.name,
-        **{key: values.get(key) for key in swept},
+        **{key: child.proposal.values.get(key) for key in swept},
         "best_val_loss": child.loss,
         "best_step": None if step is None else int(step),
         "run_id": child.run.id,
@@ -60,7 +60,7 @@ def show(children: Sequence[Child]) -> None:
     for name in ("rank", "child", "best val loss", "step", "time"):
         table.add_column(name, justify="left" if name == "child" else "right", overflow="fold")
     for rank, child in enumerate(children, start=1):
-        took = "before" if child.seconds is None else _clock(child.seconds)
+        took = "before" if child.seconds is None else clock(child.seconds)
         if child.loss is None:
             table.add_row("–", child.proposal.name, child.run.status.lower(), "–", took)
         else:
@@ -76,7 +76,7 @@ def show(children: Sequence[Child]) -> None:
     console.print(table)
     for child in children:
         if child.pruned or not child.finished:
-            print(f"{child.proposal.name}: {_ended(child)}: {child.cause}", flush=True)
+            print(f"{child.proposal.name}: {child.ending}: {child.cause}", flush=True)
 
 
 def markdown(children: Sequence[Child], verdict: Verdict | None) -> str:
@@ -90,19 +90,9 @@ def markdown(children: Sequence[Child], verdict: Verdict | None) -> str:
     for rank, child in enumerate(children, start=1):
         name = child.proposal.name.replace("|", "\\|")
         if child.loss is None:
-            lines.append(f"| – | {name} | {_ended(child)}: {child.cause.replace('|', chr(92) + '|')} | |")
+            lines.append(f"| – | {name} | {child.ending}: {child.cause.replace('|', chr(92) + '|')} | |")
         else:
             lines.append(
                 f"| {'pruned' if child.pruned else rank} | {name} | {child.loss:.4f} | {child.run.metrics.get('best/step', 0):.0f} |"
             )
     return "\n".join(lines)
-
-
-def _ended(child: Child) -> str:
-    return "pruned" if child.pruned else "failed" if child.failed else "stopped"
-
-
-def _clock(seconds: float) -> str:
-    """75 -> "1:15", 4000 -> "1:06:40"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -14,8 +14,9 @@ from mlflow.exceptions import MlflowException
 from forge.errors import TrackingError
 from forge.spec import Metrics
 from forge.tracking import store
+from forge.tracking.names import PARENT
+from forge.tracking.tries import STORE_ERRORS, again, reason
 
-PARENT = "mlflow.parentRunId"
 _PAGE = 1000
 _SHOWN = 5  # names in an error message
 
@@ -96,12 +97,15 @@ def history(client: MlflowClient, run_id: str, keys: Sequence[str] | None = None
 
 
 def text(client: MlflowClient, run_id: str, file: str) -> str | None:
-    """What a file among the run's artifacts holds; None where there is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return Path(client.download_artifacts(run_id, file, folder)).read_text(encoding="utf-8")
-        except (MlflowException, OSError):
+    """What a file among the run's artifacts holds; None where there is none. Raises TrackingError where that can't be told."""
+    try:
+        beside = again(lambda: client.list_artifacts(run_id, file.rpartition("/")[0] or None))
+        if all(one.path != file for one in beside):
             return None
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(again(lambda: client.download_artifacts(run_id, file, folder))).read_text(encoding="utf-8")
+    except STORE_ERRORS as error:
+        raise TrackingError(f"run {run_id[:8]}: {file} can't be read from the tracking store ({reason(error)})") from error
 
 
 def _search(client: MlflowClient, experiments: list[str], condition: str) -> list[Seen]:

@@ -7,21 +7,26 @@ from forge import paths
 from forge.errors import TrackingError
 from forge.settings import TrackingSpec
 from forge.tracking import store
-from forge.tracking.names import IDENTITY, ROOT, here
+from forge.tracking.names import IDENTITY, PARENT, ROOT, here
 from forge.tracking.run import last_step
 
 _WAIT_S = 1.0  # for one that only looks whether the run is dead
 
 
 def unfinished(spec: TrackingSpec, identity: str) -> str | None:
-    """The newest run of this identity, started from this root, that did not finish and that no process works on; else None."""
+    """The newest run of this identity, started from this root, that did not finish and that no process works on; else None.
+
+    A sweep's child is its sweep's to go on with: alone it would release nothing.
+    """
     client = store.connect(spec.uri)
     found = client.search_runs(
         [store.experiment(client, spec.experiment)],
         filter_string=f"tags.`{IDENTITY}` = '{identity}' and attributes.status != 'FINISHED'",
         order_by=["attributes.start_time DESC"],
     )
-    return next((record.info.run_id for record in found if record.data.tags.get(ROOT) == here() and not _busy(record.info.run_id)), None)
+    wanted = (here(), spec.parent_run)
+    ours = (record.info.run_id for record in found if (record.data.tags.get(ROOT), record.data.tags.get(PARENT)) == wanted)
+    return next((run_id for run_id in ours if not _busy(run_id)), None)
 
 
 def resumable(spec: TrackingSpec, run_id: str) -> str:

@@ -152,6 +152,9 @@ class Run:
             why = provenance.redact(self._writer.why or self._tries.why)
             print(f"forge: {lost} metrics, images or notes could not be sent to MLflow ({why}); the checkpoints hold all metrics")
             tags["forge.lost_metrics"] = str(lost)
+        if lost := self._writer.mirrored.lost:
+            why = self._writer.mirrored.why
+            print(f"forge: {lost} metrics could not be written for TensorBoard ({why}); the checkpoints hold all metrics")
         if tags:
             self.tags(tags)
         if not self._tries.make(partial(self._client.set_terminated, self.id, status)):  # must not take the place of what ended the run

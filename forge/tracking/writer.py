@@ -25,13 +25,14 @@ Item = list[Metric] | Callable[[], None]
 class Writer:
     """`lost` counts what could not be sent, `why` is the last reason; `non_finite` counts the values that MLflow can't hold.
 
-    `mirror` gets the metrics too, on the same thread.
+    `mirror` gets the metrics too, on the same thread; `mirrored` tells what it did not take.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, mirror: Callable[[list[Metric]], object] | None = None):
         self._client, self._run_id, self._mirror = client, run_id, mirror
         self._queue: queue.Queue[Item | None] = queue.Queue()
         self._tries = Tries((Exception,))  # a picture that can't be drawn must not end the thread
+        self.mirrored = Tries((Exception,))  # of its own: that the mirror works does not mean that the store is back
         self.non_finite = 0
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
@@ -72,7 +73,7 @@ class Writer:
                 batch, waiting = self._gather(item)
                 self._tries.make(partial(self._client.log_batch, self._run_id, metrics=batch, synchronous=True), len(batch))
                 if self._mirror:
-                    self._tries.make(partial(self._mirror, batch), len(batch))
+                    self.mirrored.make(partial(self._mirror, batch), len(batch))
                 item = waiting[0] if waiting else self._queue.get()
 
     def _gather(self, first: list[Metric]) -> tuple[list[Metric], list[Item | None]]:

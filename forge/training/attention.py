@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from forge.training.formulation import differentiable, exp2, on_cpu
-from forge.training.streams import crew
+from forge.training.streams import crew, dealt
 
 _BLOCK = 128  # queries; smaller blocks hide more, and cost more calls
 _TILE = 2**20  # scores
@@ -72,7 +72,7 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, spans: list[
     B, H, T, _ = k.shape
     G = q.shape[1] // H
     streams = crew()
-    lane_of = _dealt(spans, len(streams))
+    lane_of = dealt([(stop - start) * (stop - first) for start, stop, first in spans], len(streams))
 
     def fold(x: mx.array, tile: Tile, span: Span) -> mx.array:
         """The queries of a tile, those of all heads that look at the same keys below one another."""
@@ -148,16 +148,6 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, spans: list[
         return reduce(mx.add, sums)
 
     return cast(mx.array, differentiable(forward, backward)(q, k, v)[0])
-
-
-def _dealt(spans: list[Span], lanes: int) -> list[int]:
-    """For each span its lane, such that all have much the same work: the largest first, to the lane that has least."""
-    areas = [(stop - start) * (stop - first) for start, stop, first in spans]
-    sums, lane_of = [0] * lanes, [0] * len(spans)
-    for number in sorted(range(len(spans)), key=lambda number: -areas[number]):
-        lane_of[number] = sums.index(min(sums))
-        sums[lane_of[number]] += areas[number]
-    return lane_of
 
 
 def _after(x: mx.array, before: list[mx.array]) -> mx.array:

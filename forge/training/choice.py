@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Rows = Sequence[tuple[float, int]]  # each validation row's summed loss (nats) and targets, in a fixed order
+ROWS_FILE = "evaluation/rows.json"  # those of a run's chosen checkpoint, which a sweep pairs
 
 CAP = 0.02  # nats a target: noise never excuses more
 _FEWEST = 8  # rows: with fewer a standard error says nothing

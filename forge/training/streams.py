@@ -5,7 +5,7 @@ tokens a second on two cores than one stream with two. Metal and CUDA fill thems
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -77,13 +77,19 @@ def lanes(arrays: Mapping[str, mx.array]) -> list[tuple[mx.Stream | None, list[s
     """Streams, and for each the names of arrays that come to much the same size. Off the CPU one lane, with no stream of its own."""
     if not on_cpu():
         return [(None, list(arrays))]
-    dealt: list[list[str]] = [[] for _ in range(min(blas.cores(), _MOST))]
-    sizes = [0] * len(dealt)
-    for name in sorted(arrays, key=lambda name: (-arrays[name].size, name)):
-        least = sizes.index(min(sizes))
-        dealt[least].append(name)
-        sizes[least] += arrays[name].size
-    return [*zip(_streams(len(dealt)), dealt, strict=True)]
+    names = sorted(arrays)  # the same on all processes
+    lane_of = dealt([arrays[name].size for name in names], min(blas.cores(), _MOST))
+    streams = _streams(min(blas.cores(), _MOST))
+    return [(stream, [name for name, its in zip(names, lane_of, strict=True) if its == lane]) for lane, stream in enumerate(streams)]
+
+
+def dealt(sizes: Sequence[int], lanes: int) -> list[int]:
+    """For each piece of work its lane, such that all have much the same: the largest first, to the lane that has least."""
+    sums, lane_of = [0] * lanes, [0] * len(sizes)
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        lane_of[number] = sums.index(min(sums))
+        sums[lane_of[number]] += sizes[number]
+    return lane_of
 
 
 def _lengths(batch: Batch) -> np.ndarray:

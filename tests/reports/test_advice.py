@@ -242,6 +242,8 @@ def test_a_curve_that_was_cut_short_gets_twice_the_budget() -> None:
     assert one.why.endswith("and by 0.257 in the last: by that, twice as long brings about 0.23 nats more")
     epochs = facts(settings={"trainer.budget": "1.5 epochs"})
     assert advise(made_up(lambda step: 2 * math.exp(-step / 150) + 1), epochs)[0].override == "'trainer.budget=3 epochs'"
+    many = facts(settings={"trainer.budget": "617 epochs"})
+    assert advise(made_up(lambda step: 2 * math.exp(-step / 150) + 1), many)[0].override == "'trainer.budget=1230 epochs'"  # not 1.23e+03
 
 
 # ---- the data ---------------------------------------------------------------------------------------------------------

@@ -3,141 +3,211 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.place import Life, Place, documents, looks_at
+
 pytestmark = pytest.mark.slow
 
-KINDS = "callbacks.planted.kind=none,raise,kill,memory"
+FAULTS = "callbacks.planted.kind=none,raise,kill,memory"
 
 
-def test_each_child_fails_alone_and_the_same_command_does_what_is_left(place: Any) -> None:
-    arguments = ("tracking.experiment=faults", KINDS, "trainer.memory_limit=0.2 GB", "release.enabled=true", "release.name=faults")
-    place.plant("raise", "kill", "memory")
-    code, output = place.sweep(*arguments)
-    assert code == 1, output
-    parent, *children = place.runs("faults")
-    assert [c.info.status for c in children] == ["FINISHED", "FAILED", "FAILED", "FAILED"], output
+def statuses(life: Life) -> list[str]:
+    return [run.info.status for run in life.runs]
+
+
+def released(name: str) -> tuple[str, ...]:
+    return "release.enabled=true", f"release.name={name}"
+
+
+# ---- faults -----------------------------------------------------------------------------------------------------------
+
+
+def faults(place: Place) -> list[Life]:
+    """Three of four children die, then nothing is wrong any more, then nothing is left to do."""
+    arguments = ("-m", FAULTS, "trainer.memory_limit=0.2 GB", *released("faults"))
+    return [place.life("faults", *arguments, FORGE_TEST_FAULTS=kinds) for kinds in ("raise kill memory", "", "")]
+
+
+@looks_at(faults)
+def test_each_child_fails_alone_with_its_cause(place: Place, told: list[Life]) -> None:
+    life = told[0]
+    parent, *children = life.runs
+    assert life.code == 1 and statuses(life) == ["FINISHED", "FINISHED", "FAILED", "FAILED", "FAILED"], life.output
     causes = [c.data.tags.get("forge.cause", "") for c in children]
     assert causes[1] == "ValueError: planted"
     assert causes[2].startswith("killed by SIGKILL; the system's memory running out is the usual reason: set trainer.memory_limit")
     assert "memory peaked at" in causes[3] and "above trainer.memory_limit=0.2 GB" in causes[3]
     assert all(cause in parent.data.tags["mlflow.note.content"] for cause in causes[1:])
     assert (parent.data.metrics["sweep/finished"], parent.data.metrics["sweep/failed"]) == (1, 3)
-    assert [row["status"] for row in place.table(parent.info.run_id)] == ["FINISHED", "FAILED", "FAILED", "FAILED"]
     for child in children:
-        assert {a.path for a in place.client.list_artifacts(child.info.run_id, "sweep")} == {"sweep/log.txt"}
-    saved = {c.info.run_id: place.losses(c.info.run_id) for c in children}
-
-    place.plant()
-    code, output = place.sweep(*arguments)
-    assert code == 0, output
-    again, *healed = place.runs("faults")
-    assert [r.info.run_id for r in (again, *healed)] == [r.info.run_id for r in (parent, *children)]  # no new run
-    assert [c.info.status for c in healed] == ["FINISHED"] * 4
-    assert healed[0].info.end_time == children[0].info.end_time  # not trained again
-    for child in healed:
-        now = place.losses(child.info.run_id)
-        assert [step for step, _ in now] == list(range(1, 21))  # no step twice
-        assert now[: len(saved[child.info.run_id])] == saved[child.info.run_id]
-    assert again.data.metrics["sweep/finished"] == 4 and again.data.metrics["sweep/failed"] == 0
-    (version,) = place.client.search_model_versions("name='faults'")  # the winner is still the first: the four are equal
-    assert again.data.tags["best/child"] == "kind=none" and version.run_id == children[0].info.run_id
-
-    code, output = place.sweep(*arguments)
-    assert code == 0 and "this sweep came to its end" in output and "sweep.again=true" in output
-    assert len(place.runs("faults")) == 5
+        assert [a.path for a in place.client.list_artifacts(child.info.run_id, "sweep")] == ["sweep/log.txt"]
+    log = Path(place.client.download_artifacts(children[1].info.run_id, "sweep/log.txt")).read_text()
+    assert "Traceback" in log and "ValueError: planted" in log
+    assert "Traceback" not in Path(place.client.download_artifacts(children[3].info.run_id, "sweep/log.txt")).read_text()
 
 
-def test_a_child_whose_data_changed_is_trained_anew(place: Any) -> None:
-    arguments = ("tracking.experiment=changed", "callbacks.planted.kind=none,raise", "data.split_seed=3")
-    place.plant("raise")
-    assert place.sweep(*arguments)[0] == 1
-    document = place.folder / "documents" / "new.txt"
-    document.write_text("Words that were not there before, in a document of their own.\n" * 5)
-    try:
-        place.plant()
-        code, output = place.sweep(*arguments)
-    finally:
-        document.unlink()
-    assert code == 0 and output.count("the data changed") == 2, output
-    parent, *children = place.runs("changed")
-    assert sorted(c.info.status for c in children) == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]
-    assert parent.data.metrics["sweep/finished"] == 2  # those of today
+@looks_at(faults)
+def test_the_same_command_does_what_is_left(place: Place, told: list[Life]) -> None:
+    first, second, third = told
+    assert second.code == 0, second.output
+    assert [run.info.run_id for run in second.runs] == [run.info.run_id for run in first.runs]  # no new run
+    parent, *children = second.runs
+    assert statuses(second) == ["FINISHED"] * 5
+    assert children[0].info.end_time == first.runs[1].info.end_time  # not trained again
+    for child in children:
+        losses, before = second.losses[child.info.run_id], first.losses[child.info.run_id]
+        assert [step for step, _ in losses] == list(range(1, 21))  # no step twice
+        assert before and losses[: len(before)] == before
+    assert (parent.data.metrics["sweep/finished"], parent.data.metrics["sweep/failed"]) == (4, 0)
+    (version,) = place.client.search_model_versions("name='faults'")  # the winner is the first: the four are equal
+    assert parent.data.tags["best/child"] == "kind=none" and version.run_id == children[0].info.run_id
+    assert third.code == 0 and "this sweep came to its end" in third.output and "sweep.again=true" in third.output
+    assert len(third.runs) == 5
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_child_and_parent_kindly_and_the_rest_is_not_started(place: Any, number: signal.Signals, code: int) -> None:
-    name = number.name
-    place.plant("slow")
-    arguments = (f"tracking.experiment={name}", "callbacks.planted.kind=slow", "seed=1,2")
-    process = place.start(*arguments)
-    place.until_training(name)
-    os.killpg(process.pid, number)  # as a terminal does
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code and "Traceback" not in output, output
-    parent, child = place.runs(name)
-    assert (parent.info.status, child.info.status) == ("KILLED", "KILLED"), output
-    assert [row["child"] for row in place.table(parent.info.run_id)] == ["seed=1"]
-    last = place.losses(child.info.run_id)[-1][0]
-    assert (place.folder / "home" / "mlruns" / "checkpoints" / child.info.run_id / f"step-{last:08d}").is_dir()
+# ---- two at once ------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_ctrl_c_kills(place: Any) -> None:
-    place.plant("slow")
-    process = place.start("tracking.experiment=twice", "callbacks.planted.kind=slow", "trainer.budget=1000 steps")
-    child = place.until_training("twice")
+def rates(place: Place) -> Life:
+    return place.life("rates", "-m", "optimizer.lr=0.0001,0.01", "sweep.jobs=2", *released("rates"))
+
+
+@looks_at(rates)
+def test_a_sweep_is_one_parent_with_ranked_children_and_one_version(place: Place, told: Life) -> None:
+    assert told.code == 0 and statuses(told) == ["FINISHED"] * 3, told.output
+    parent, *children = told.runs
+    assert [c.info.run_name for c in children] == ["lr=0.0001", "lr=0.01"]
+    assert [c.data.tags["mlflow.parentRunId"] for c in children] == [parent.info.run_id] * 2
+    losses = [c.data.metrics["best/val_loss"] for c in children]
+    assert losses[1] < losses[0] and parent.data.metrics["best/val_loss"] == losses[1]
+    assert [row["child"] for row in place.table(parent.info.run_id)] == ["lr=0.01", "lr=0.0001"]
+    assert (parent.data.tags["best/child"], parent.data.tags["best/run_id"]) == ("lr=0.01", children[1].info.run_id)
+    assert len({c.data.tags["forge.valid_digest"] for c in children}) == 1  # the same validation tokens
+    (version,) = place.client.search_model_versions("name='rates'")
+    assert version.run_id == children[1].info.run_id
+    assert place.client.get_model_version_by_alias("rates", "champion").version == version.version
+
+
+@looks_at(rates)
+def test_several_run_at_once(told: Life) -> None:
+    _, first, second = told.runs
+    assert second.info.start_time < first.info.end_time
+
+
+# ---- stopped ----------------------------------------------------------------------------------------------------------
+
+
+def stopped(place: Place) -> tuple[Life, bool, Life]:
+    """The parent gets SIGTERM while its first child trains; then that child is gone on with alone."""
+    arguments = ("callbacks.planted.kind=slow", *released("stopped"))
+    process = place.begin("stopped", "-m", *arguments, "seed=1,2", FORGE_TEST_FAULTS="slow")
+    child = place.until_training("stopped")
+    os.killpg(process.pid, signal.SIGTERM)
+    life = place.end("stopped", process)
+    saved = place.checkpoint(child.info.run_id, life.losses[child.info.run_id][-1][0]).is_dir()
+    return life, saved, place.life("stopped", *arguments, "seed=1", f"resume={child.info.run_id}")
+
+
+@looks_at(stopped)
+def test_a_signal_stops_child_and_parent_kindly_and_the_rest_is_not_started(place: Place, told: tuple[Life, bool, Life]) -> None:
+    life, saved, _ = told
+    assert life.code == 143 and "Traceback" not in life.output, life.output
+    assert statuses(life) == ["KILLED", "KILLED"], life.output
+    assert saved  # the step at which it was stopped
+    assert [row["child"] for row in place.table(life.runs[0].info.run_id)] == ["seed=1"]
+
+
+@looks_at(stopped)
+def test_a_child_gone_on_with_alone_is_not_released(place: Place, told: tuple[Life, bool, Life]) -> None:
+    """The sweep chooses among its children; one of them alone has won nothing."""
+    *_, life = told
+    assert life.code == 0 and statuses(life) == ["KILLED", "FINISHED"], life.output
+    assert place.client.search_model_versions("name='stopped'") == []
+
+
+# ---- killed, and the data changes -------------------------------------------------------------------------------------
+
+
+def changed(place: Place) -> tuple[float, Life, Life]:
+    """Ctrl-C twice; then the same command with a document more. Its children have different validation texts."""
+    folder = documents(place.folder / "changing")
+    arguments = ("-m", f"data.path={folder}", "callbacks.planted.kind=slow", "data.split_seed=1,2", *released("changed"))
+    process = place.begin("changed", *arguments, FORGE_TEST_FAULTS="slow")
+    place.until_training("changed", after=6)  # from then on a step takes a second
     begun = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and time.monotonic() - begun < 20, output
-    assert place.client.get_run(child.info.run_id).info.status == "KILLED"
-    assert all(run.info.status == "KILLED" for run in place.runs("twice")), output
+    killed = place.end("changed", process)
+    took = time.monotonic() - begun
+    (folder / "new.txt").write_text("Words that were not there before, in a document of their own.\n" * 5)
+    return took, killed, place.life("changed", *arguments)
 
 
-def test_a_parent_that_is_killed_takes_its_child_along_kindly_and_can_go_on(place: Any) -> None:
-    place.plant("slow")
-    arguments = ("tracking.experiment=orphans", "callbacks.planted.kind=slow", "seed=1,2")
-    process = place.start(*arguments)
+@looks_at(changed)
+def test_a_second_ctrl_c_kills(place: Place, told: tuple[float, Life, Life]) -> None:
+    took, life, _ = told
+    assert life.code == 130 and took < 20, life.output
+    assert statuses(life) == ["KILLED", "KILLED"], life.output
+
+
+@looks_at(changed)
+def test_a_child_whose_data_changed_is_trained_anew(told: tuple[float, Life, Life]) -> None:
+    _, killed, life = told
+    assert life.code == 0 and life.output.count("the data changed") == 1, life.output
+    parent, *children = life.runs
+    assert parent.info.run_id == killed.runs[0].info.run_id
+    assert sorted(c.info.status for c in children) == ["FINISHED", "FINISHED", "KILLED"]
+    assert parent.data.metrics["sweep/finished"] == 2  # those of today
+
+
+@looks_at(changed)
+def test_children_measured_on_other_tokens_are_not_compared(place: Place, told: tuple[float, Life, Life]) -> None:
+    _, _, life = told
+    assert "measured on different validation tokens" in life.output
+    assert place.client.search_model_versions("name='changed'") == []
+
+
+# ---- orphans ----------------------------------------------------------------------------------------------------------
+
+
+def orphans(place: Place) -> tuple[Any, Life]:
+    """The parent is killed while its first child trains; the same command goes on with that, which then is stopped by its tag."""
+    arguments = ("-m", "callbacks.planted.kind=slow,none", "trainer.budget=30 steps")
+    process = place.begin("orphans", *arguments, FORGE_TEST_FAULTS="slow")
     child = place.until_training("orphans")
     process.kill()
     process.communicate()
-    for _ in range(100):
+    for _ in range(300):
         time.sleep(0.2)
         if (child := place.client.get_run(child.info.run_id)).info.status != "RUNNING":
             break
-    assert (child.info.status, child.data.tags["forge.cause"]) == ("KILLED", "stopped by signal 15")
-    before = place.losses(child.info.run_id)
-    place.plant()
-    code, output = place.sweep(*arguments)
-    assert code == 0, output
-    parent, *children = place.runs("orphans")
-    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 3
-    after = place.losses(child.info.run_id)
-    assert after[: len(before)] == before and [step for step, _ in after] == list(range(1, 21))
-
-
-def test_the_tag_of_one_child_stops_it_alone(place: Any) -> None:
-    place.plant("slow")
-    process = place.start("tracking.experiment=tagged", "callbacks.planted.kind=slow,none", "trainer.budget=60 steps")
-    child = place.until_training("tagged")
+    steps = len(place.losses(child.info.run_id))
+    process = place.begin("orphans", *arguments, FORGE_TEST_FAULTS="slow")
+    place.until_training("orphans", after=steps)
     place.client.set_tag(child.info.run_id, "forge.stop", "true")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    parent, *children = place.runs("tagged")
-    assert [c.info.status for c in children] == ["KILLED", "FINISHED"] and parent.info.status == "FINISHED"
+    return (child, steps), place.end("orphans", process)
+
+
+@looks_at(orphans)
+def test_a_parent_that_is_killed_takes_its_child_along_kindly_and_can_go_on(told: tuple[Any, Life]) -> None:
+    (child, before), life = told
+    assert (child.info.status, child.data.tags["forge.cause"]) == ("KILLED", "stopped by signal 15")
+    assert len(life.runs) == 3 and life.runs[1].info.run_id == child.info.run_id, life.output
+    steps = [step for step, _ in life.losses[child.info.run_id]]
+    assert len(steps) > before and steps == list(range(1, len(steps) + 1))  # none twice
+
+
+@looks_at(orphans)
+def test_the_tag_of_one_child_stops_it_alone(place: Place, told: tuple[Any, Life]) -> None:
+    _, life = told
+    assert life.code == 0 and statuses(life) == ["FINISHED", "KILLED", "FINISHED"], life.output
+    parent, child, _ = life.runs
+    assert child.data.tags["forge.cause"] == "stopped by the tag forge.stop in MLflow" and "forge.stop" not in child.data.tags
     assert parent.data.metrics["sweep/failed"] == 0
-
-
-def test_several_at_once_share_the_cores_and_are_ranked_as_one_by_one(place: Any) -> None:
-    place.plant()
-    code, output = place.sweep("tracking.experiment=pool", "optimizer.lr=0.0001,0.01,0.001", "sweep.jobs=2")
-    assert code == 0, output
-    parent, *children = place.runs("pool")
-    assert [row["child"] for row in place.table(parent.info.run_id)] == ["lr=0.01", "lr=0.001", "lr=0.0001"]
-    first, second, _ = children
-    assert second.info.start_time < first.info.end_time  # at the same time
-    assert parent.data.tags["best/run_id"] == second.info.run_id
+    last = life.losses[child.info.run_id][-1][0]
+    assert last < 30 and place.checkpoint(child.info.run_id, last).is_dir()

@@ -207,3 +207,10 @@ def test_a_picture_that_cannot_be_drawn_is_told_with_its_reason(
         opened.image(draw, "picture", 2)
     assert "1 metrics, images or notes could not be sent to MLflow (ZeroDivisionError: an empty axis)" in capsys.readouterr().out
     assert record(opened.id).info.status == "FINISHED" and record(opened.id).data.tags["forge.lost_metrics"] == "1"
+
+
+def test_a_sweeps_child_is_not_gone_on_with_by_a_run_of_its_own(make_spec: Any) -> None:
+    """It would train to its end under the sweep, and release nothing."""
+    with pytest.raises(KeyboardInterrupt), run(make_spec(parent_run="p" * 32), "i"):
+        raise KeyboardInterrupt
+    assert resume.unfinished(make_spec(), "i") is None

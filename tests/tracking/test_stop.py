@@ -111,8 +111,8 @@ def test_the_look_survives_a_store_that_is_away_and_ends_with_the_answer(make_sp
     with run(make_spec(), "i") as opened:
         client = Flaky(store.connect(None))
         tag = stop.StopTag(client, opened.id)  # type: ignore[arg-type]
-        pulse = Pulse((0.01, tag.look))
         store.connect(None).set_tag(opened.id, "forge.stop", "true")
+        pulse = Pulse((0.01, tag.look))
         assert answer(tag.asked) == OWN
         time.sleep(0.1)
         assert set(client.looks) == {"mlflow-pulse"} and len(client.looks) == 4  # and no more once it knows

@@ -118,3 +118,23 @@ def test_fifty_metrics_a_step_cost_the_caller_less_than_a_millisecond() -> None:
     w.close()
     assert statistics.median(took) < 1e-3
     assert len(sent(client)) == 200 * 50
+
+
+def test_a_mirror_that_works_gives_a_lost_store_no_further_tries_and_one_that_fails_loses_nothing_of_the_store() -> None:
+    """4 tries lose the first, 1 each the other two: what the mirror takes says nothing of the store."""
+    client, mirrored = Client(failures=10**6), list[Any]()
+    w = Writer(client, "run", mirrored.append)  # type: ignore[arg-type]
+    for step in (1, 2, 3):
+        w.metrics({"a": 1.0}, step)
+        while w.lost < step:  # so that each is a call of its own
+            time.sleep(0.001)
+    w.close()
+    assert (client.calls, w.lost, len(mirrored), w.mirrored.lost) == (6, 3, 3, 0)
+
+    def full(_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    w = Writer(Client(), "run", full)  # type: ignore[arg-type]
+    w.metrics({"a": 1.0, "b": 1.0}, 1)
+    w.close()
+    assert (w.lost, w.mirrored.lost) == (0, 2)
