@@ -41,4 +41,5 @@ class Stopped(BaseException):
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}")
         self.signal_number = signal_number
+        self.way_on = "resume=auto goes on from it"
         self.exit_code = 128 + signal_number

@@ -143,8 +143,9 @@ def again(overrides: Sequence[str]) -> list[str]:
 def description(config: Config, parts: Parts, result: Result, scores: Mapping[str, float], released: Released | None) -> str:
     """The run's description in MLflow (Markdown)."""
     below = baseline(parts.data)["val/unigram_loss"] - result.best_loss
+    beside = f"{abs(below):.2f} {'below' if below >= 0 else 'above'} a unigram model"
     lines = [
-        f"Best validation loss **{result.best_loss:.4f}** nats a token, {below:.2f} below a unigram model. Chosen: {result.best_why}.",
+        f"Best validation loss **{result.best_loss:.4f}** nats a token, {beside}. Chosen: {result.best_why}.",
         f"Ended at step {result.step}: {result.reason}.",
     ]
     if "final/loss" in scores:

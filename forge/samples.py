@@ -1,4 +1,4 @@
-"""What a model writes: held-out rows from their beginnings on, token by token the likeliest. A sample costs some 60 tokens."""
+"""What a model writes: held-out rows from their beginnings on, token by token the likeliest. A sample costs 48 tokens."""
 
 import mlx.core as mx
 import numpy as np
@@ -7,7 +7,7 @@ from mlx_lm.generate import generate_step
 from forge.models import Loaded
 from forge.spec import Batch, Data
 
-_PROMPT, _MOST = 32, 64  # tokens
+_PROMPT, _MOST = 32, 48  # tokens
 
 
 def samples(loaded: Loaded, data: Data, a_source: int = 2) -> list[tuple[str, str]]:

@@ -54,7 +54,7 @@ def _follow(look: Callable[["View | None"], "View"], once: bool, every: float) -
     console = Console(highlight=False)
     if once or not view.running:
         console.print(_Screen(view))
-        return 1 if view.run.status == "FAILED" else 0
+        return _code(view)
     shown = _Screen(view) if console.is_terminal else _Lines(view)
     with ExitStack() as stack:
         if isinstance(shown, _Screen):
@@ -69,7 +69,11 @@ def _follow(look: Callable[["View | None"], "View"], once: bool, every: float) -
             took = time.monotonic() - started
     if isinstance(shown, _Lines):
         console.print(_Screen(shown.view))
-    return 1 if shown.view.run.status == "FAILED" else 0
+    return _code(shown.view)
+
+
+def _code(view: "View") -> int:
+    return 1 if view.run.status == "FAILED" or view.dead else 0
 
 
 class _Lines:
@@ -134,7 +138,9 @@ def _heading(view: "View", width: int) -> Text:
     name = Text(view.run.name, "bold")
     name.truncate(max(8, width - 34), overflow="ellipsis")
     line = Text.assemble(name, f" ({view.run.id[:8]})  ", _status(view), no_wrap=True)
-    if view.running and view.silent > _SILENT_S:
+    if view.dead:
+        line.append("  its process is gone; resume=auto goes on with it", "bold red")
+    elif view.running and view.silent > _SILENT_S:
         line.append(f"  no sign of life for {clock(view.silent)}", "bold yellow")
     elif view.children and view.running:
         ended = sum(not child.running for child in view.children)

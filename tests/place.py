@@ -90,8 +90,7 @@ class Place:
     def start(self, *arguments: str, processes: int = 1, **environment: str) -> Process:
         """forge.train from a folder that has nothing to do with it, in a session of its own, as a terminal gives it."""
         launch = [str(Path(sys.executable).with_name("mlx.launch")), "-n", str(processes), "--"] if processes > 1 else []
-        settings = {key: value for key, value in os.environ.items() if not key.startswith(("FORGE_", "MLFLOW_"))}
-        settings |= {"FORGE_HOME": str(self.folder / "home"), "PYTHONPATH": f"{self.folder}:{ROOT}"}
+        settings = clean() | {"FORGE_HOME": str(self.folder / "home"), "PYTHONPATH": f"{self.folder}:{ROOT}"}
         process = subprocess.Popen(
             [*launch, sys.executable, "-m", "forge.train", "--config-dir", str(self.folder / "conf"), *arguments],
             env=settings | environment,
@@ -156,6 +155,11 @@ class Place:
         return [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
 
 
+def clean() -> dict[str, str]:
+    """The environment without what chooses roots and stores: mlflow exports what other tests have set."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("FORGE_", "MLFLOW_"))}
+
+
 @contextmanager
 def opened(folder: Path) -> Iterator[Place]:
     (folder / "elsewhere").mkdir()
@@ -165,9 +169,10 @@ def opened(folder: Path) -> Iterator[Place]:
     (folder / "conf" / "experiment" / "tiny.yaml").write_text(experiment)
     (folder / "planted.py").write_text(_PLANTED)
     # Two processes that open a new store at once destroy it, and tests look at it while others run.
-    command = [sys.executable, "-c", f"from forge.tracking import store; store.connect('sqlite:///{folder}/home/mlflow.db')"]
-    subprocess.run(command, env={**os.environ, "FORGE_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
-    place = Place(folder, MlflowClient(f"sqlite:///{folder}/home/mlflow.db"))
+    uri = f"sqlite:///{folder}/home/mlflow.db"
+    command = [sys.executable, "-c", f"from forge.tracking import store; store.connect({uri!r})"]
+    subprocess.run(command, env=clean() | {"FORGE_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    place = Place(folder, MlflowClient(uri, registry_uri=uri))  # whatever tests before have set for all clients
     try:
         yield place
     finally:

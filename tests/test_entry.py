@@ -1,5 +1,8 @@
 """What ends an entry, as the shell sees it."""
 
+import subprocess
+import sys
+
 import pytest
 
 from forge.entry import entry
@@ -30,3 +33,14 @@ def test_the_arguments_go_in_and_the_code_comes_out() -> None:
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         entry(lambda argv: 1 // 0, [])
+
+
+def test_a_reader_that_leaves_ends_nothing() -> None:
+    """As in `| head`: without care the next line would be a BrokenPipeError."""
+    body = "import sys, time\nfrom forge.entry import entry\n"
+    body += "def say(argv):\n    sys.stdin.read()\n    [print('x' * 100_000, flush=True) for _ in range(3)]\n    return 0\n"
+    process = subprocess.Popen([sys.executable, "-c", body + "sys.exit(entry(say, []))"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin and process.stdout
+    process.stdout.close()
+    process.stdin.close()  # go on
+    assert process.wait(timeout=60) == 0

@@ -16,7 +16,8 @@ Status = Literal["finished", "failed", "stopped", "pruned"]
 class Child:
     """One job of a sweep. `swept`: the values by which it differs, as typed. Losses: validation, nats per token.
 
-    `curve`: (step, loss) of each evaluation. A child that ended early may have a loss, that of its best step so far.
+    `curve`: (step, loss) of each evaluation. A child that ended early may have a loss, that of its best step so far. `won`: whether it was
+    judged the best; None: nobody judged.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Child:
     status: Status
     curve: Sequence[tuple[int, float]] = ()
     seconds: float | None = None
+    won: bool | None = None
 
     @property
     def loss(self) -> float | None:
@@ -41,7 +43,9 @@ def measured(children: Sequence[Child]) -> list[tuple[Child, float]]:
 
 
 def best(children: Sequence[Child]) -> Child | None:
-    """The lowest loss of those that came to their end; of all that have one where none did."""
+    """The one that won, if any; where nobody judged, the lowest loss of those that came to their end, else of all that have one."""
+    if any(child.won is not None for child in children):
+        return next((child for child in children if child.won), None)
     ranked = [child for child, _ in measured(children)]
     return next((child for child in ranked if child.status == "finished"), ranked[0] if ranked else None)
 

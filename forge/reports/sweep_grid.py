@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from forge.reports import curves
 from forge.reports.panels import GREY, INK, LINE, NORMAL, RULE, SMALL, cut, font, text_width, wrap
-from forge.reports.sweep_children import Child, by_influence, places, reach, short, varying
+from forge.reports.sweep_children import Child, best, by_influence, places, reach, short, varying
 from forge.reports.sweep_page import FAILED, HEAD, LOSSES, SIDE, UNIT, WIDTH, colour, counts, elide, heading, ink_on, page
 from forge.reports.sweep_scale import Scale
 
@@ -50,15 +50,28 @@ def draw(children: Sequence[Child], importances: Mapping[str, float] | None = No
     losses = [found.loss for found in cells.values() if found.loss is not None]
     span = reach(losses) if losses else (0.0, 0.0)
     finished = {at: found.loss for at, found in cells.items() if found.loss is not None and not found.early}
-    best = min(finished, key=lambda at: finished[at], default=None)
+    framed = _framed(children, list(zip(at_x, at_y, strict=True)), cells, finished)
     for x in range(len(columns)):
         for y in range(len(rows)):
             box = (left + x * width, top + (len(rows) - 1 - y) * height, width, height)
-            _cell(ax, cells.get((x, y)), box, span, (x, y) == best)
+            _cell(ax, cells.get((x, y)), box, span, (x, y) == framed)
     _names(ax, (names[chosen[0]], names[chosen[1]]), columns, rows, (left, top, width, height))
     if losses:
         _legend(ax, span, max(losses) > span[1], left, top + height * len(rows) + 46)
     return figure
+
+
+def _framed(
+    children: Sequence[Child],
+    at: Sequence[tuple[int | None, int | None]],
+    cells: Mapping[tuple[int, int], Cell],
+    losses: Mapping[tuple[int, int], float],
+) -> tuple[int | None, int | None] | None:
+    """The best one's cell; where cells are means, the one with the lowest."""
+    if any(found.n > 1 for found in cells.values()):
+        return min(losses, key=lambda place: losses[place], default=None)
+    chosen = best(children)
+    return next((place for child, place in zip(children, at, strict=True) if child is chosen), None)
 
 
 def cell(members: Sequence[Child]) -> Cell:

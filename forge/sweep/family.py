@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from filelock import Timeout
@@ -42,6 +43,16 @@ def listed(asked: Jobs) -> list[Proposal]:
         swept = tuple(o for o in overrides if o.lstrip("+~").partition("=")[0] in asked.swept)
         proposals.append(Proposal(number, overrides, swept))
     return proposals
+
+
+@contextmanager
+def alone(mark: str) -> Iterator[None]:
+    """Holds the sweep for this process, before it has a run. Raises TrackingError where another one does."""
+    try:
+        with store.lock(f"sweep-{mark}").acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise TrackingError("this sweep is being run by another process; wait for it, or start another with sweep.again=true") from error
 
 
 def earlier(client: MlflowClient, spec: TrackingSpec, mark: str) -> Seen | None:

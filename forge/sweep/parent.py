@@ -5,7 +5,7 @@ The same command again goes on where the last one stopped. This process stays fr
 
 import json
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,8 +43,8 @@ def sweep(asked: Jobs) -> int:
     assert asked.hydra is not None
     first, make = asked.configs[0], chosen(asked.hydra)
     mark, over = family.identity(asked), " × ".join(asked.swept)
-    with Interrupts() as interrupts:
-        client = store.connect(first.tracking.uri)
+    client = store.connect(first.tracking.uri)
+    with Interrupts() as interrupts, nullcontext() if first.sweep.again else family.alone(mark):
         former = None if first.sweep.again else family.earlier(client, first.tracking, mark)
         ended = former is not None and former.tags.get(family.WHOLE) == family.whole(first)
         if former and (ended or asked.space is not None):  # a list that did not end looks at each of its jobs
@@ -61,8 +61,8 @@ def sweep(asked: Jobs) -> int:
         with open_run(named, mark, former.id if former else None, tags) as parent:
             try:
                 children, verdict = _Sweep(client, parent, asked, interrupts, goes_on=former is not None).run(make)
-            except Stopped:
-                print("forge: the same command again goes on with the sweep", flush=True)
+            except Stopped as stopped:
+                stopped.way_on = "the same command again goes on with the sweep"
                 raise
             if verdict is None:
                 raise ForgeError("no run of the sweep finished: " + "; ".join(f"{c.proposal.name}: {c.cause}" for c in children))
@@ -108,10 +108,9 @@ class _Sweep:
     def run(self, make: Make | None) -> tuple[list[Child], Verdict | None]:
         """All children, ranked, and which is the best; None where none finished. What there is of them is recorded however it ends."""
         asked, parent = self._asked, self._parent
-        print(
-            f"sweep of {self._total} runs over {', '.join(asked.swept) or 'nothing'} ({parent.id}){' goes on' if self._goes_on else ''}",
-            flush=True,
-        )
+        runs = "1 run" if self._total == 1 else f"{self._total} runs"
+        over = ", ".join(asked.swept) or "nothing"
+        print(f"sweep of {runs} over {over} ({parent.id}){' goes on' if self._goes_on else ''}", flush=True)
         parent.text(self._config.yaml(), "config/first_child.yaml")
         parent.tags({family.TOTAL: str(self._total)})
         parent.params({"sweep.keys": ", ".join(asked.swept), "sweep.sampler": self._config.sweep.sampler})
@@ -126,7 +125,7 @@ class _Sweep:
         finally:
             launcher.close()
             ranked, verdict = self._record()
-        pictures.draw(self._client, self._parent, ranked, search)
+        pictures.draw(self._client, self._parent, ranked, verdict, search)
         return ranked, verdict
 
     def _drive(self, search: Search, launcher: Launcher) -> None:
@@ -193,12 +192,12 @@ class _Sweep:
             self._done += [child for child in self._runs.finished(family.listed(self._asked)) if child.run.id not in reached]
         verdict = self._verdict()
         ranked = table.ranked(self._done, verdict)
-        table.show(ranked)
-        if verdict and verdict.number is not None:
-            print(f"best: {verdict.why}", flush=True)
+        table.show(ranked, verdict)
+        if verdict:
+            print(f"{'no best' if verdict.number is None else 'best'}: {verdict.why}", flush=True)
         parent = self._parent
         parent.describe(table.markdown(ranked, verdict))
-        columns = table.columns(ranked, self._asked.swept)
+        columns = table.columns(ranked, verdict, self._asked.swept)
         split = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
         parent.text(json.dumps(split), "sweep/children.json")
         parent.tags({"mlflow.loggedArtifacts": json.dumps([{"path": "sweep/children.json", "type": "table"}])})  # shown as a table

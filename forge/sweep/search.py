@@ -1,8 +1,11 @@
 """Which jobs a sweep runs: those that the command line lists, or those that a search proposes as results come in."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from forge.reports.sweep_children import short
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,15 @@ class Proposal:
 
     @property
     def values(self) -> dict[str, str]:
-        """What is swept, by its key, as typed."""
+        """What is swept, by its key, without Hydra's escapes."""
         parts = (override.lstrip("+~").partition("=") for override in self.swept)
-        return {key: value for key, _, value in parts}
+        return {key: re.sub(r"\\(.)", r"\1", value) for key, _, value in parts}
 
     @property
     def name(self) -> str:
-        """ "lr=1e-4 seed=1"; without sweeping, "job 1"."""
-        return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.values.items()) or f"job {self.number + 1}"
+        """ "lr=1e-4 seed=1", with as much of a key as tells it from the others; without sweeping, "job 1"."""
+        names = short(list(self.values))
+        return " ".join(f"{names[key]}={value}" for key, value in self.values.items()) or f"job {self.number + 1}"
 
 
 def quoted(text: str) -> str:

@@ -35,16 +35,22 @@ def finalists(children: Sequence[Child], rows: Mapping[str, Sequence[tuple[float
     ]
 
 
-def columns(children: Sequence[Child], swept: Sequence[str]) -> dict[str, list[Any]]:
-    """By name, a value for each child in their order."""
-    rows = [_row(rank, child, swept) for rank, child in enumerate(children, start=1)]
-    return {name: [row[name] for row in rows] for name in _row(0, children[0], swept)} if children else {}
+def columns(children: Sequence[Child], verdict: Verdict | None, swept: Sequence[str]) -> dict[str, list[Any]]:
+    """By name, a value for each child in their order. MLflow's table takes a dot in a name for a path, so keys have slashes."""
+    rows = [_row(rank, child, swept) for rank, child in zip(_ranks(children, verdict), children, strict=True)]
+    return {name.replace(".", "/"): [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
-def _row(rank: int, child: Child, swept: Sequence[str]) -> dict[str, Any]:
+def _ranks(children: Sequence[Child], verdict: Verdict | None) -> list[int | None]:
+    """None for those that have no loss, and for all where losses can't be compared."""
+    comparable = verdict is not None and verdict.number is not None
+    return [rank if comparable and child.loss is not None else None for rank, child in enumerate(children, start=1)]
+
+
+def _row(rank: int | None, child: Child, swept: Sequence[str]) -> dict[str, Any]:
     step = child.run.metrics.get("best/step") if child.finished else None
     return {
-        "rank": rank if child.loss is not None else None,
+        "rank": rank,
         "child": child.proposal.name,
         **{key: child.proposal.values.get(key) for key in swept},
         "best_val_loss": child.loss,
@@ -55,17 +61,17 @@ def _row(rank: int, child: Child, swept: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def show(children: Sequence[Child]) -> None:
+def show(children: Sequence[Child], verdict: Verdict | None) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("rank", "child", "best val loss", "step", "time"):
         table.add_column(name, justify="left" if name == "child" else "right", overflow="fold")
-    for rank, child in enumerate(children, start=1):
+    for rank, child in zip(_ranks(children, verdict), children, strict=True):
         took = "before" if child.seconds is None else clock(child.seconds)
         if child.loss is None:
             table.add_row("–", child.proposal.name, child.run.status.lower(), "–", took)
         else:
             table.add_row(
-                "pruned" if child.pruned else str(rank),
+                "pruned" if child.pruned else str(rank or "–"),
                 child.proposal.name,
                 f"{child.loss:.4f}",
                 f"{child.run.metrics.get('best/step', 0):.0f}",
@@ -87,12 +93,12 @@ def markdown(children: Sequence[Child], verdict: Verdict | None) -> str:
         "| | child | best validation loss (nats a token) | step |",
         "|---|---|---|---|",
     ]
-    for rank, child in enumerate(children, start=1):
+    for rank, child in zip(_ranks(children, verdict), children, strict=True):
         name = child.proposal.name.replace("|", "\\|")
         if child.loss is None:
             lines.append(f"| – | {name} | {child.ending}: {child.cause.replace('|', chr(92) + '|')} | |")
         else:
             lines.append(
-                f"| {'pruned' if child.pruned else rank} | {name} | {child.loss:.4f} | {child.run.metrics.get('best/step', 0):.0f} |"
+                f"| {'pruned' if child.pruned else rank or '–'} | {name} | {child.loss:.4f} | {child.run.metrics.get('best/step', 0):.0f} |"
             )
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from mlflow.entities import ViewType
 from forge.errors import TrackingError
 from forge.progress import Course
 from forge.tracking import heartbeat, reader
+from forge.tracking.names import ROOT, here
 from forge.tracking.reader import Seen
 from forge.tracking.tries import STORE_ERRORS, reason
 
@@ -33,12 +34,18 @@ class View:
 
     @property
     def running(self) -> bool:
-        return self.run.status in _RUNNING
+        return self.run.status in _RUNNING and not self.dead
 
     @property
     def elapsed(self) -> float:
         """Seconds from its start to its end, or to now."""
         return (self.run.ended or time.time() * 1000) / 1000 - self.run.started / 1000
+
+    @property
+    def dead(self) -> bool:
+        """Whether it says RUNNING, but its process on this machine is gone."""
+        beat = heartbeat.read(self.run.tags.get(heartbeat.TAG))
+        return self.run.status == "RUNNING" and self.run.tags.get(ROOT) == here() and beat is not None and not beat.lives()
 
     @property
     def silent(self) -> float:

@@ -7,10 +7,12 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from forge import blas, paths
 
 _PACKAGES = ("forge-mlx", "mlx", "mlx-lm", "mlflow", "hydra-core", "omegaconf", "transformers", "tokenizers", "numpy")
+_ADDED = ("resume=", "tracking.parent_run=", "hydra.run.dir=", "callbacks.pruning=")  # to a sweep's child
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS")
 
 
@@ -20,7 +22,7 @@ def tags() -> dict[str, str]:
     found = {
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": shlex.join(["python", "-m", "forge.train", *sys.argv[1:]]),
+        "mlflow.source.name": shlex.join(["python", "-m", "forge.train", *_typed(sys.argv[1:])]),
         "forge.blas": blas.describe(),
         "forge.host": f"{platform.node()} ({platform.platform()})",
         "forge.versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
@@ -29,6 +31,12 @@ def tags() -> dict[str, str]:
         # MLflow shows this one as the run's source version.
         found |= {"mlflow.source.git.commit": commit, "forge.git_dirty": str(bool(_git("status", "--porcelain"))).lower()}
     return found
+
+
+def _typed(words: Sequence[str]) -> list[str]:
+    """The command line without what forge adds to it."""
+    plain = [word.removeprefix("++") for word in words]
+    return [word for word in plain if not word.startswith(_ADDED)]
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ judge. Costs two calls to the store, some 20 ms, and four more a dead run.
 """
 
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 
 from filelock import Timeout
 from mlflow import MlflowClient
@@ -53,16 +53,18 @@ def _end(client: MlflowClient, run_id: str) -> None:
             beat = heartbeat.read(record.data.tags.get(heartbeat.TAG))
             if beat is None or record.info.status not in ("RUNNING", "SCHEDULED") or not _dead(record):
                 return
-            cause = _cause(record, beat)
+            logged_ms = max((metric.timestamp for metric in client.get_metric_history(run_id, "train/loss")), default=0)
+            last_ms = max(record.info.start_time, int(beat.seen_s * 1000), logged_ms)
+            cause = _cause(record, beat, last_ms)
             client.log_batch(run_id, tags=[RunTag("forge.cause", cause)])
-            client.set_terminated(run_id, "FAILED", end_time=int(beat.seen_s * 1000))
+            client.set_terminated(run_id, "FAILED", end_time=last_ms)
     except Timeout:
         return
     print(f"forge: run {record.info.run_name} ({run_id[:8]}) is FAILED now: {cause}", flush=True)
 
 
-def _cause(record: RunRecord, beat: Heartbeat) -> str:
-    last_seen = datetime.fromisoformat(beat.seen).strftime("%Y-%m-%d %H:%M:%S UTC")
+def _cause(record: RunRecord, beat: Heartbeat, last_ms: int) -> str:
+    last_seen = datetime.fromtimestamp(last_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"its process (pid {beat.pid} on {beat.host}) ended without a word, last seen at {last_seen}; {_way_on(record)}"
 
 

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -264,6 +265,13 @@ def test_importances_are_bars_from_the_longest_down():
 
 
 # ---- what is said of the children -------------------------------------------------------------------------------------
+
+
+def test_best_is_the_one_that_was_judged_so():
+    """Within the noise of the lowest the earlier job wins; where nobody could be judged, nobody is marked."""
+    a, b = child(2.1, lr=1), child(2.0, lr=2)
+    assert best([replace(a, won=True), replace(b, won=False)]).loss == 2.1
+    assert best([replace(a, won=False), replace(b, won=False)]) is None
 
 
 def test_best_is_the_lowest_that_came_to_its_end():

@@ -97,9 +97,10 @@ def test_one_that_is_outdated_is_trained_anew(
 
 
 def test_one_experiment_proposed_twice_has_two_runs_at_once_and_one_after_the_other(sweep: Sweep) -> None:
+    run_id = sweep.left("FAILED")
     children = sweep.children()
     first, second = (children.begin(proposal) for proposal in (sweep.jobs[0], replace(sweep.jobs[0], number=5)))
-    assert isinstance(first, Job) and isinstance(second, Job) and first.run_id != second.run_id
+    assert isinstance(first, Job) and isinstance(second, Job) and second.run_id != first.run_id == run_id
     for job in (first, second):
         sweep.client.set_tag(job.run_id, "forge.data_digest", NOW.data)
         sweep.client.set_tag(job.run_id, "forge.base", NOW.base)

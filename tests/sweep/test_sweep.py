@@ -117,7 +117,7 @@ def test_a_signal_stops_child_and_parent_kindly_and_the_rest_is_not_started(plac
     life, saved, _ = told
     assert life.code == 143 and "Traceback" not in life.output, life.output
     assert statuses(life) == ["KILLED", "KILLED"], life.output
-    assert saved  # the step at which it was stopped
+    assert saved and life.runs[1].data.tags["forge.cause"] == "stopped by signal 2"  # it says so itself, with a checkpoint of that step
     assert [row["child"] for row in place.table(life.runs[0].info.run_id)] == ["seed=1"]
 
 

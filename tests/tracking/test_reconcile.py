@@ -46,7 +46,9 @@ def leave(home: Path, dead_pid: int, request: pytest.FixtureRequest) -> Callable
         client = store.connect(None)
         beat = {"host": "studio", "pid": pid, "process_started": started.isoformat(), "seen": seen.isoformat()}
         tags = {"forge.identity": "i", "forge.root": root or here(), "forge.heartbeat": json.dumps(beat)}
-        made = client.create_run(store.experiment(client, request.node.name), tags=tags | more, run_name="left").info.run_id
+        begun = int(started.timestamp() * 1000)
+        experiment = store.experiment(client, request.node.name)
+        made = client.create_run(experiment, start_time=begun, tags=tags | more, run_name="left").info.run_id
         client.update_run(made, status=status)
         return str(made)
 
@@ -194,3 +196,14 @@ def test_a_run_is_killed_told_failed_and_gone_on_with(make_spec: Any, home: Path
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_dead_run_does_not_end_before_its_start_or_its_last_step(leave: Callable[..., str], home: Path) -> None:
+    """Seen at its start, logged a minute after it: a heartbeat is up to half a minute old."""
+    client = store.connect(None)
+    logged, silent = leave(), leave(seen=SEEN - timedelta(minutes=5))
+    minute_after = int(SEEN.timestamp() * 1000) + 60_000
+    client.log_metric(logged, "train/loss", 1.0, timestamp=minute_after, step=3)
+    reconcile(client)
+    assert record(logged).info.end_time == minute_after
+    assert record(silent).info.end_time == record(silent).info.start_time
