@@ -126,9 +126,6 @@ class Place:
         runs = self.client.search_runs([found.experiment_id], order_by=["attributes.start_time"]) if found else []
         return sorted(runs, key=lambda run: int(run.data.tags.get("forge.job", 0)))
 
-    def runs_so_far(self, experiment: str) -> list[Any]:
-        return self.runs(experiment)
-
     def losses(self, run_id: str) -> list[tuple[int, float]]:
         return [(metric.step, metric.value) for metric in self.client.get_metric_history(run_id, "train/loss")]
 

@@ -39,4 +39,4 @@ def test_a_run_is_killed_goes_on_is_released_and_a_sweep_starts_from_it(place: P
     for child in children:
         first = client.get_metric_history(child.info.run_id, "val/loss")[0]
         assert first.value == pytest.approx(run.data.metrics["best/val_loss"], abs=1e-3)
-    assert place.runs_so_far("tiny") == []  # nothing was kept beside the server
+    assert place.runs("tiny") == []  # nothing was kept beside the server

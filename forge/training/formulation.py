@@ -120,7 +120,8 @@ def cpu_formulation() -> Iterator[None]:
 
 def activations() -> list[tuple[Any, str]]:
     """Where models look for their activations: modules and names in them."""
-    swiglus = [(module, "swiglu") for name, module in list(sys.modules.items()) if _has_swiglu(name, module)]
+    # A copy is made at once; a list is not, and other threads import meanwhile.
+    swiglus = [(module, "swiglu") for name, module in sys.modules.copy().items() if _has_swiglu(name, module)]
     return [(nn, "silu"), (nn, "gelu_approx"), *swiglus]
 
 
