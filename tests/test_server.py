@@ -15,7 +15,7 @@ def test_a_run_is_killed_goes_on_is_released_and_a_sweep_starts_from_it(place: P
     def train(*words: str, **environment: str) -> Any:
         return place.train("+experiment=tiny", "tracking=server", f"tracking.uri={server}", *words, **environment)
 
-    client = MlflowClient(server)
+    client = MlflowClient(server, server)  # the registry too: other tests set one for the whole process
     code, output = train(FORGE_TEST_STEP="12", FORGE_TEST_SIGNAL=str(int(signal.SIGKILL)))
     assert code == -signal.SIGKILL, output
     code, output = train("resume=auto")
