@@ -31,9 +31,6 @@ class Values:
     def text(self, parameter: Parameter) -> str:
         return self.texts[int(parameter)]
 
-    def value(self, parameter: Parameter) -> float | str:
-        return float(self.text(parameter)) if self.ordered else self.text(parameter)
-
     def probes(self) -> tuple[str, ...]:
         return (self.texts[0], self.texts[-1]) if self.ends else self.texts
 
@@ -83,10 +80,6 @@ class Space:
     def swept(self, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
         """The overrides that parameters (by bare key) stand for."""
         return tuple(f"{dimension.key}={dimension.text(parameters[_bare(dimension.key)])}" for dimension in self.dimensions)
-
-    def values(self, parameters: Mapping[str, Parameter]) -> dict[str, float | str]:
-        """The same as numbers where they are numbers: what tables and pictures show."""
-        return {key: dimension.value(parameters[key]) for key, dimension in zip(self.keys, self.dimensions, strict=True)}
 
     def probes(self) -> list[list[str]]:
         """The overrides of jobs that show whether all are valid: each value and bound once, with the others at their first."""

@@ -7,9 +7,8 @@ on. Importing optuna takes 0.2 s, and happens when a search starts.
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,17 +23,6 @@ if TYPE_CHECKING:
 _TRIES = 10  # at a job that was not proposed before
 _FEWEST = 4  # finished jobs that tell which keys matter
 _JOB, _FAILED, PRUNED = "job", "failed", "pruned"  # attributes of trials: the job's number, and reasons
-
-
-@dataclass(frozen=True)
-class Row:
-    """One job, for tables and pictures. `loss`: the lowest validation loss that is known; `why`: the reason of one that was cut short."""
-
-    number: int
-    values: Mapping[str, float | str]
-    loss: float | None
-    state: Literal["running", "finished", "pruned", "failed"]
-    why: str = ""
 
 
 class Optimised:
@@ -82,9 +70,6 @@ class Optimised:
             self._study.tell(trial.number, state=library().trial.TrialState.PRUNED)
         else:
             self._study.tell(trial.number, loss)
-
-    def trials(self) -> list[Row]:
-        return [self._row(job, trial) for job, trial in sorted(self._jobs().items())]
 
     def importances(self) -> dict[str, float]:
         """Each key's share in what made the best jobs good (PED-ANOVA, arXiv:2304.10255); empty before enough of them have ended."""
@@ -168,14 +153,6 @@ class Optimised:
             "factor": self._asked.pruning.factor,
         }
         return ("++callbacks.pruning={" + ",".join(f"{key}:{value}" for key, value in knobs.items()) + "}",)
-
-    def _row(self, job: int, trial: "optuna.trial.FrozenTrial") -> Row:
-        known = [*trial.intermediate_values.values(), *(trial.values or ())]
-        values, loss = self._space.values(trial.params), min(known, default=None)
-        for state in (_FAILED, PRUNED):
-            if state in trial.user_attrs:
-                return Row(job, values, loss, state, trial.user_attrs[state])  # type: ignore[arg-type]
-        return Row(job, values, loss, "finished" if trial.state.is_finished() else "running")
 
 
 def library() -> Any:

@@ -119,10 +119,9 @@ def test_sampled_numbers_are_short_and_stay_inside(override: str, parameter: flo
     assert space(override).swept({"k": parameter}) == (text,)
 
 
-def test_values_for_pictures_are_numbers_where_they_are() -> None:
-    found = space("+a=8,4", "b=x,y", "c=interval(0,1)")
-    assert found.values({"a": 1, "b": 0, "c": 0.25}) == {"a": 8.0, "b": "x", "c": 0.25}
-    assert found.size is None
+def test_an_interval_has_no_number_of_jobs() -> None:
+    assert space("a=8,4", "b=x,y,z").size == 6
+    assert space("a=8,4", "c=interval(0,1)").size is None
 
 
 def test_a_grid_has_no_intervals() -> None:
