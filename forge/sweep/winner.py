@@ -6,7 +6,7 @@ The lowest validation loss wins; within the noise of it the earlier job does, so
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forge.training.choice import Rows, noise
+from forge.training.choice import Rows, first_within_noise
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,8 @@ def judge(finalists: Sequence[Finalist]) -> Verdict:
     """Among all of these, at least one."""
     if len({one.digest for one in finalists}) > 1:
         return Verdict(None, "the children were measured on different validation tokens, so none is the best")
-    lowest = min(finalists, key=lambda one: (one.loss, one.number))
-    for one in sorted(finalists, key=lambda one: one.number):
-        allowed = noise(one.rows, lowest.rows)
-        if one.number < lowest.number and one.loss - lowest.loss <= allowed:
-            why = f"within the noise ({allowed:.2g}) of the lowest, {lowest.loss:.4f} of {lowest.name}, and the earlier job"
-            return Verdict(one.number, f"{one.name}: {one.loss:.4f} nats, {why}")
-    return Verdict(lowest.number, f"{lowest.name}: {lowest.loss:.4f} nats, the lowest of {len(finalists)} that finished")
+    one, lowest, allowed = first_within_noise(sorted(finalists, key=lambda one: one.number))
+    why = f"the lowest of {len(finalists)} that finished"
+    if one is not lowest:
+        why = f"within the noise ({allowed:.2g}) of the lowest, {lowest.loss:.4f} of {lowest.name}, and the earlier job"
+    return Verdict(one.number, f"{one.name}: {one.loss:.4f} nats, {why}")

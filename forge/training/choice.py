@@ -9,12 +9,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 Rows = Sequence[tuple[float, int]]  # each validation row's summed loss (nats) and targets, in a fixed order
 ROWS_FILE = "evaluation/rows.json"  # those of a run's chosen checkpoint, which a sweep pairs
 
 CAP = 0.02  # nats a target: noise never excuses more
 _FEWEST = 8  # rows: with fewer a standard error says nothing
+
+
+class Measured(Protocol):
+    """`loss` in nats a target, over `rows`."""
+
+    @property
+    def loss(self) -> float: ...
+
+    @property
+    def rows(self) -> Rows: ...
+
+
+T = TypeVar("T", bound=Measured)
 
 
 @dataclass(frozen=True)
@@ -39,13 +53,21 @@ class Choice:
 
 def choose(saved: Sequence[Saved], evaluated: int) -> Choice:
     """The earliest of `saved` (at least one) that is within the noise of the lowest. `evaluated`: how many the run has saved in all."""
-    best = lowest(saved)
-    for one in sorted(saved, key=lambda one: one.step):
+    one, best, allowed = first_within_noise(sorted(saved, key=lambda one: one.step))
+    why = f"the lowest of {evaluated} saved"
+    if one is not best:
+        why = f"within the noise ({allowed:.2g}) of the lowest, {best.loss:.4f} at step {best.step}, and earlier"
+    return Choice(one.path, one.step, one.loss, f"step {one.step}: {one.loss:.4f} nats, {why}")
+
+
+def first_within_noise(ordered: Sequence[T]) -> tuple[T, T, float]:
+    """The first whose loss can't be told from the lowest; the lowest, the earlier of equals; and the noise between the two."""
+    best = min(ordered, key=lambda one: one.loss)
+    for one in ordered:
         allowed = noise(one.rows, best.rows)
-        if one.step < best.step and one.loss - best.loss <= allowed:
-            why = f"within the noise ({allowed:.2g}) of the lowest, {best.loss:.4f} at step {best.step}, and earlier"
-            return Choice(one.path, one.step, one.loss, f"step {one.step}: {one.loss:.4f} nats, {why}")
-    return Choice(best.path, best.step, best.loss, f"step {best.step}: {best.loss:.4f} nats, the lowest of {evaluated} saved")
+        if one is best or one.loss - best.loss <= allowed:
+            break
+    return one, best, allowed
 
 
 def lowest(saved: Sequence[Saved]) -> Saved:
