@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from forge.models import Loaded, scratch
 from forge.settings import DataSpec, EvaluationSpec, OverLength, SourceSpec
 from forge.spec import Data, Document, Packing
 from tests import mlflow_server
+from tests.place import Place, Told, opened
 
 _SENTENCES = (
     "the cat sat on the mat and looked at the hill",
@@ -99,3 +101,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(f"{missing} is not installed")
     with mlflow_server.running(tmp_path_factory.mktemp("server")) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A user's folder, and a root for results, of the module's own."""
+    with opened(tmp_path_factory.mktemp("user")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def tales(request: pytest.FixtureRequest, place: Place) -> Iterator[Told]:
+    told = Told(request, place)
+    yield told
+    told.close()
+
+
+@pytest.fixture
+def told(request: pytest.FixtureRequest, tales: Told) -> Any:
+    return tales.by(request.node)

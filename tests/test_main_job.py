@@ -9,34 +9,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from forge.reports.metrics import find
-from tests.place import TINY, Life, Place, Told, clean, looks_at, opened
+from tests.place import TINY, Life, Place, Told, clean, looks_at
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with opened(tmp_path_factory.mktemp("user")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def tales(request: pytest.FixtureRequest, place: Place) -> Iterator[Told]:
-    told = Told(request, place)
-    yield told
-    told.close()
-
-
-@pytest.fixture
-def told(request: pytest.FixtureRequest, tales: Told) -> Any:
-    return tales.by(request.node)
 
 
 def whole_run(place: Place) -> Any:

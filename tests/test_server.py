@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tests.test_main_job import Place, place  # noqa: F401  (a fixture)
+from tests.place import Place
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_is_killed_goes_on_is_released_and_a_sweep_starts_from_it(place: Place, server: str) -> None:  # noqa: F811
+def test_a_run_is_killed_goes_on_is_released_and_a_sweep_starts_from_it(place: Place, server: str) -> None:
     def train(*words: str, **environment: str) -> Any:
         return place.train("+experiment=tiny", "tracking=server", f"tracking.uri={server}", *words, **environment)
 
