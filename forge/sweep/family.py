@@ -48,11 +48,8 @@ def listed(asked: Jobs) -> list[Proposal]:
 @contextmanager
 def alone(mark: str) -> Iterator[None]:
     """Holds the sweep for this process, before it has a run. Raises TrackingError where another one does."""
-    try:
-        with store.lock(f"sweep-{mark}").acquire(timeout=0):
-            yield
-    except Timeout as error:
-        raise TrackingError("this sweep is being run by another process; wait for it, or start another with sweep.again=true") from error
+    with _held(f"sweep-{mark}", "this sweep"):
+        yield
 
 
 def earlier(client: MlflowClient, spec: TrackingSpec, mark: str) -> Seen | None:
@@ -63,19 +60,24 @@ def earlier(client: MlflowClient, spec: TrackingSpec, mark: str) -> Seen | None:
     mine = [record.info.run_id for record in found if SWEEP in record.data.tags and record.data.tags.get(ROOT) == here()]
     if not mine:
         return None
-    try:
-        with store.lock(f"run-{mine[0]}").acquire(timeout=0):
-            return reader.get(client, mine[0])
-    except Timeout as error:
-        raise TrackingError(
-            f"this sweep is being run by another process (run {mine[0]}); wait for it, or start another with sweep.again=true"
-        ) from error
+    with _held(f"run-{mine[0]}", f"this sweep (run {mine[0]})"):
+        return reader.get(client, mine[0])
 
 
 def proposal(run: Seen, fixed: Sequence[str]) -> Proposal:
     """The job that an earlier life of a search made this run for."""
     swept = tuple(json.loads(run.tags["forge.swept"]))
     return Proposal(int(run.tags["forge.job"]) - 1, (*fixed, *swept), swept)
+
+
+@contextmanager
+def _held(lock: str, what: str) -> Iterator[None]:
+    try:
+        held = store.lock(lock).acquire(timeout=0)
+    except Timeout as error:
+        raise TrackingError(f"{what} is being run by another process; wait for it, or start another with sweep.again=true") from error
+    with held:
+        yield
 
 
 def _hash(text: str) -> str:

@@ -98,6 +98,25 @@ def test_several_run_at_once(told: Life) -> None:
     assert second.info.start_time < first.info.end_time
 
 
+# ---- started twice at once --------------------------------------------------------------------------------------------
+
+
+def twins(place: Place) -> list[Life]:
+    """The same sweep typed in two terminals in the same second."""
+    both = [place.begin("twins", "-m", "seed=1,2", *released("twins")) for _ in range(2)]
+    return sorted((place.end("twins", process) for process in both), key=lambda life: life.code)
+
+
+@looks_at(twins)
+def test_of_two_sweeps_started_at_once_the_second_is_refused(place: Place, told: list[Life]) -> None:
+    first, second = told
+    assert (first.code, second.code) == (0, 7), first.output + second.output
+    assert second.output.strip() == (
+        "error: this sweep is being run by another process; wait for it, or start another with sweep.again=true"
+    )
+    assert statuses(first) == ["FINISHED"] * 3 and len(place.client.search_model_versions("name='twins'")) == 1
+
+
 # ---- stopped ----------------------------------------------------------------------------------------------------------
 
 
