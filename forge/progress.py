@@ -78,7 +78,6 @@ class Course:
         self.losses = Thinned()
         self.valid: dict[int, float] = {}  # by step
         self.last: dict[str, float] = {}
-        self._evaluations: dict[int, float] = {}  # by step, their seconds
         self._left: float | None = None
         self._told = time.monotonic()
 
@@ -89,29 +88,12 @@ class Course:
             self.losses.add(metrics["train/loss"])
         if "val/loss" in metrics:
             self.valid = {**self.valid, step: metrics["val/loss"]}  # a new one: the thread that draws may be going through the old
-        if "perf/eval_s" in metrics:
-            self._evaluations[step] = metrics["perf/eval_s"]
         if "perf/eta_s" in metrics:
-            self._left, self._told = self._estimate(metrics["perf/eta_s"], step), time.monotonic()
+            self._left, self._told = metrics["perf/eta_s"], time.monotonic()
 
     def left(self) -> float | None:
         """Seconds until the last step and its evaluation are done; None before there is anything to tell it from."""
         return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._told))
-
-    def _estimate(self, engine_s: float, step: int) -> float:
-        """The engine's own counts all time so far as steps, also what came before the first: the base's evaluation on the full set.
-
-        It is S (N - n) / n, after n of N steps in S seconds. Of S, the time of evaluations is taken out, those of step 0 included;
-        the rest is the steps', and the evaluations that are to come are added.
-        """
-        ahead = self.total - step
-        evaluations = [seconds for at, seconds in self._evaluations.items() if at < step]
-        spent = engine_s * step / ahead if ahead else 0.0
-        pace = max(0.0, spent - sum(evaluations) - self.last.get("perf/full_eval_s", 0.0)) / step
-        known = sorted(self._evaluations)
-        every = min((b - a for a, b in pairwise(known)), default=self.total)
-        to_come = len({*range(step - step % every + every, self.total + 1, every), self.total} - {step}) if ahead else 0
-        return ahead * pace + to_come * (sum(self._evaluations.values()) / len(known) if known else 0.0)
 
     @property
     def lowest(self) -> int | None:

@@ -77,21 +77,6 @@ def emitted(
         seconds += save_s * (step % every == 0)
 
 
-@pytest.mark.parametrize("times", [{}, {"eval_s": 20.0}, {"base_s": 0.0, "save_s": 4.0}, {"every": 33}, {"log_every": 7}])
-def test_the_time_left_at_half_way_is_within_a_fifth(times: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a base that takes three times as long as all steps to evaluate, slow evaluations, slow saving, an odd cadence."""
-    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
-    course, found = Course(100), {}
-    points = list(emitted(**times))  # type: ignore[arg-type]
-    for at, step, metrics in points:
-        course.take(metrics, step)
-        if step:
-            found[step] = course.left(), points[-1][0] - at
-    for step in (step for step in found if 45 <= step <= 55):
-        assert found[step][0] == pytest.approx(found[step][1], rel=0.2), step
-    assert found[100][0] == 0
-
-
 def test_the_time_left_runs_down_between_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -53,7 +53,7 @@ GROUPS = (
             Metric("perf/tokens_per_s", "tokens/s", "tokens of the step, padding left out, by perf/step_s"),
             Metric("perf/targets_per_s", "targets/s", "targets of the step by perf/step_s"),
             Metric("perf/fill_share", "share of 1", "positions of the step's batches that hold a token"),
-            Metric("perf/eta_s", "s", "what is left of the run at its mean pace so far, evaluations and saves included"),
+            Metric("perf/eta_s", "s", "until the last step and its evaluation are done, at the mean pace of steps and of evaluations so far"),
             Metric("perf/eval_s", "s", "the evaluation; at each evaluation"),
             Metric("perf/full_eval_s", "s", "the base's evaluation on the full validation set; at the start"),
         ),

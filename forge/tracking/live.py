@@ -20,7 +20,7 @@ from forge.tracking.tries import STORE_ERRORS, reason
 
 _SHOWN = 5  # names in an error message
 _RUNNING = ("RUNNING", "SCHEDULED")
-_LAST = ("perf/eta_s", "perf/full_eval_s", "perf/tokens_per_s", "memory/peak_gib")  # metrics of which the last value is enough
+_LAST = ("perf/eta_s", "perf/tokens_per_s", "memory/peak_gib")  # metrics of which the last value is enough
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def look(client: MlflowClient, run_id: str, former: View | None = None) -> View:
 def _view(client: MlflowClient, run: Seen) -> View:
     course = Course(int(run.params.get("trainer.total_steps", 0)))
     sources = sorted(key for key in run.metrics if key.startswith("val/loss/"))
-    keys = [key for key in ("train/loss", "val/loss", "perf/eval_s", *sources) if key in run.metrics]
+    keys = [key for key in ("train/loss", "val/loss", *sources) if key in run.metrics]
     history = reader.history(client, run.id, keys)
     for step, metrics in history:
         course.take(metrics, step)

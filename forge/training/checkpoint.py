@@ -37,8 +37,9 @@ Arrays = Mapping[str, mx.array]
 @dataclass
 class State:
     """Where a run is. `source_tokens`: the target tokens of each source so far; `seconds`: how long it has trained, all its lives
-    together; `callbacks`: their fields by name. `loss` and `rows` are of these weights' evaluation, if there was one: nats a target,
-    and each validation row's summed loss and targets. `reason` is a callback's, when it ended the run here.
+    together; of these, after step 0, `evaluating` were spent on evaluations and the saves that go with them, `stepping` on all else.
+    `callbacks`: their fields by name. `loss` and `rows` are of these weights' evaluation, if there was one: nats a target, and each
+    validation row's summed loss and targets. `reason` is a callback's, when it ended the run here.
     """
 
     step: int = 0
@@ -46,6 +47,8 @@ class State:
     tokens: int = 0
     source_tokens: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    stepping: float = 0.0
+    evaluating: float = 0.0
     loss: float | None = None
     rows: Rows = field(default_factory=list)
     reason: str | None = None

@@ -134,6 +134,7 @@ class _Loop:
         for name, number in _by_source(batches):
             state.source_tokens[name] = state.source_tokens.get(name, 0) + number
         seconds = time.perf_counter() - started
+        state.stepping += seconds
         if step % plan.log_every and step != plan.total_steps:
             return {}
         metrics |= {f"train/{name}": scalar(value) / targets for name, value in sums.items()}
@@ -141,11 +142,12 @@ class _Loop:
         metrics |= {f"train/epoch/{name}": epochs for name, epochs in self.batches.epochs(state.cursor).items()}
         metrics |= {f"train/share/{name}": tokens / state.tokens for name, tokens in state.source_tokens.items()}
         metrics |= {**_speed(batches, seconds), **memory.metrics()}
-        return metrics | {"perf/eta_s": (state.seconds + seconds) / step * (plan.total_steps - step)}
+        left = time_left(step, plan.total_steps, plan.eval_every, state.stepping, state.evaluating, state.history[0][1]["perf/eval_s"])
+        return metrics | {"perf/eta_s": left}
 
     def settle(self, metrics: dict[str, float], evaluate_now: bool) -> str | None:
         """The end of each step: evaluate when due, tell, ask whether to stop, save. Returns the reason to stop."""
-        state = self.state
+        state, started = self.state, time.perf_counter()
         state.loss, state.rows = None, ()
         with self.update.evaluated(self.model):
             if evaluate_now:
@@ -166,6 +168,9 @@ class _Loop:
                 self.store.save(flat(self.model.trainable_parameters()), self.update.arrays, state)
             if "val/loss" in metrics:
                 self.watch(self._snapshot(metrics))
+        if state.step:
+            seconds = time.perf_counter() - started
+            state.evaluating, state.stepping = state.evaluating + seconds * evaluate_now, state.stepping + seconds * (not evaluate_now)
         return reason
 
     def _tell(self, metrics: dict[str, float]) -> None:
@@ -271,6 +276,19 @@ def _by_source(batches: list[Batch]) -> Iterator[tuple[str, int]]:
     """Each row's source and targets."""
     for batch in batches:
         yield from zip(batch.sources, batch.mask_BT.sum(axis=1).tolist(), strict=True)
+
+
+def time_left(step: int, total: int, eval_every: int, stepping: float, evaluating: float, first: float) -> float:
+    """Seconds until the last step and its evaluation are done, told after `step` of `total` steps and before their evaluation.
+
+    `stepping`, `evaluating`: the seconds that steps and evaluations have taken since step 0; `first`: what the evaluation there took, which
+    stands for the others until there is one. 0 after the last step.
+    """
+    if step == total:
+        return 0.0
+    done = (step - 1) // eval_every
+    to_come = len({*range((done + 1) * eval_every, total, eval_every), total})
+    return stepping / step * (total - step) + to_come * (evaluating / done if done else first)
 
 
 def _speed(batches: list[Batch], seconds: float) -> Metrics:

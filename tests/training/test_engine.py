@@ -1,5 +1,6 @@
 import math
 import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,9 @@ from mlx.utils import tree_flatten
 
 from forge.errors import TrainingError
 from forge.models.adapters import full, lora
+from forge.training import engine
 from forge.training.callbacks import EarlyStopping
+from forge.training.engine import time_left
 from forge.training.evaluate import evaluate
 from forge.training.objectives import causal_lm
 
@@ -188,3 +191,26 @@ def test_a_callback_sees_each_step_once(train: Any) -> None:
     count = Count()
     train(total_steps=7, callbacks={"count": count})
     assert count.seen == 1 + 7  # the evaluation before training, then each step
+
+
+@pytest.mark.parametrize("eval_s", [0.5, 20.0])
+@pytest.mark.parametrize("every", [10, 33, 100])
+def test_the_time_left_is_that_of_the_steps_and_evaluations_to_come(every: int, eval_s: float) -> None:
+    """Steps of 0.3 s; evaluations of `eval_s` and, after step 0, a save of 0.2 s: told right at each step, but for the saves before the
+    first evaluation, which nobody has seen yet."""
+    evaluated = {*range(every, 100, every), 100}
+    for step in range(1, 101):
+        done = len([at for at in evaluated if at < step])
+        told = time_left(step, 100, every, 0.3 * step, (eval_s + 0.2) * done, eval_s)
+        to_come = len([at for at in evaluated if at >= step])
+        true = 0.3 * (100 - step) + to_come * (eval_s + 0.2 * (done > 0)) if step < 100 else 0.0
+        assert told == pytest.approx(true), step
+
+
+def test_the_time_left_leaves_out_what_came_before_the_first_step(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base takes two seconds to evaluate, the steps some milliseconds."""
+    full = engine.full
+    monkeypatch.setattr(engine, "full", lambda *given: time.sleep(2) or full(*given))
+    history = train(total_steps=4, eval_every=2, log_every=1)[0].history
+    left = [metrics["perf/eta_s"] for _, metrics in history if "perf/eta_s" in metrics]
+    assert 0 < left[0] < 2 and left[-1] == 0
