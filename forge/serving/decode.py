@@ -40,6 +40,11 @@ class Text:
         found = [at for stop in stops if (at := self.text.find(stop, start)) >= 0]
         return min(found, default=None)
 
+    def undecided(self, stops: Sequence[str]) -> int:
+        """How many characters at the end may be the beginning of a stop string."""
+        longest = min(max(map(len, stops), default=1) - 1, len(self.text))
+        return next((n for n in range(longest, 0, -1) if any(stop.startswith(self.text[-n:]) for stop in stops)), 0)
+
     def _fresh(self) -> str:
         before = self._decode(self._ids[self._start : self._done])
         return self._decode(self._ids[self._start :])[len(before) :]
@@ -50,3 +55,22 @@ class Text:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+class Names:
+    """The text of each token by itself, as it would stand within a text: with the space in front that many tokens hold."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+        plain = tokenizer.encode("a", add_special_tokens=False)
+        self._before = list(plain[-1:])
+        self._skip = len(self._decode(self._before))
+
+    def __call__(self, token: int) -> str:
+        if token not in self._known:
+            self._known[token] = self._decode([*self._before, token])[self._skip :]
+        return self._known[token]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,225 +1,141 @@
-"""One thread that owns a model: it loads the weights, then serves a queue of requests one after the other.
+"""One thread that owns a model and serves requests, several at once where the architecture allows it.
 
 MLX arrays that are still lazy, and MLX's random state, belong to the thread that made them, while a server calls from a pool
-of threads; fast tokenizers are no safer. So everything that touches either runs in this thread, and callers get futures.
+of threads; fast tokenizers are no safer. So everything that touches either runs in this thread, and callers get tickets.
 
 The thread never ends, it parks, and a process that exits lets it park first: one that exits while an MLX thread ends, or computes,
 aborts with "terminate called without an active exception".
 """
 
 import atexit
-import json
-import queue
-import secrets
 import threading
 import time
+import traceback
 import weakref
 from concurrent.futures import Future
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
 
 # forge/__init__.py has run by now and put the fast BLAS in place, which has to be before mlx is first imported.
 import mlx.core as mx
-import mlx_lm
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from forge.errors import ServingError
-from forge.serving.decode import Text
-from forge.serving.prompt import Prompt, encode
+from forge.serving.contract import Completion, Piece, Sampling, Stats, Token
+from forge.serving.faults import ShuttingDown
+from forge.serving.line import Line, Listener, Request, detached
+from forge.serving.loading import load
+from forge.serving.parts import Format
+from forge.serving.prompt import Prompt
+from forge.serving.service import Service
 
-_Reason = Literal["stop", "length"]
+__all__ = ["Completion", "GenerationThread", "Listener", "Piece", "Sampling", "Stats", "Ticket", "Token"]
 
 # How long an exiting process waits for a step of the model.
 _LAST_STEP_S = 30
 
-# Below this, logits / temperature may overflow; the largest logit wins anyway.
-_GREEDY_BELOW = 1e-5
+_ADAPTER = ("adapter_config.json", "adapters.safetensors")
+_CLOSED = "this model has been closed: load it again"
+_Ready = tuple[int | None, bool, Format]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to continue. The one place of the defaults.
+class Ticket:
+    """A request on its way. All methods may be called from any thread."""
 
-    max_tokens          at most so many new tokens, the end token included; fewer where the context ends.
-    temperature         0: always the likeliest token.
-    top_p, top_k, min_p 1, 0 and 0: no restriction.
-    repetition_penalty  over the last 20 tokens; 1: none.
-    seed                equal seeds give equal texts on one machine; None: another text each time.
-    stop                the text ends before the first of these.
-    """
+    def __init__(self, request: Request):
+        self._request = request
 
-    max_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    def result(self) -> Completion:
+        """Waits for the answer. Raises what befell the request."""
+        return self._request.future.result()
 
+    def cancel(self) -> None:
+        """Has the request leave before the next token; result then raises Cancelled. Does nothing to one that is done."""
+        self._request.cancelled = True
 
-@dataclass(frozen=True)
-class Completion:
-    """`completion_tokens`: those the model generated, an end token and those of a stop string included.
-
-    `finish_reason`: "stop" at the end token or a stop string, "length" where max_tokens or the context ended it.
-    """
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: _Reason
-
-
-@dataclass(frozen=True)
-class _Job:
-    prompt: Prompt
-    sampling: Sampling
-    deadline: float | None  # on time.monotonic's clock
-    future: "Future[Completion]"
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    model: Any
-    tokenizer: Any
-    context: int | None  # tokens, prompt and completion together
-
-
-@dataclass(frozen=True)
-class _Line:
-    """What the thread and its owner share. A None in the inbox ends the service after what is queued before it."""
-
-    inbox: "queue.SimpleQueue[_Job | None]" = field(default_factory=queue.SimpleQueue)
-    ready: "Future[int | None]" = field(default_factory=Future)
-    stop: threading.Event = field(default_factory=threading.Event)
-    parked: threading.Event = field(default_factory=threading.Event)
-
-    def halt(self) -> None:
-        """End the service after the next token."""
-        self.stop.set()
-        self.inbox.put(None)
-        self.parked.wait(_LAST_STEP_S)
+    def done(self) -> bool:
+        return self._request.future.done()
 
 
 class GenerationThread:
     """Serves the model folder `folder`. Returns when the model is loaded; raises ServingError where there is none.
 
-    All methods may be called from any thread. The model is freed when this object is closed or no longer referenced.
+    slots     requests that are computed together; the others wait
+    cache_gb  memory, in 10⁹ bytes, for the beginnings of prompts that come again; 0: none
+    adapter   a folder with adapters.safetensors and adapter_config.json in mlx-lm's form, put over the model
+
+    .context is in tokens, None where the model names no limit; .format is what it marks its thoughts and calls with. All methods may be
+    called from any thread. The model is freed when this object is closed or no longer referenced.
     """
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, *, slots: int = 8, cache_gb: float = 1.0, adapter: Path | None = None):
         self.folder = Path(folder)
         if not (self.folder / "config.json").is_file():  # mlx_lm would look for the name on the Hub
             raise ServingError(f"no model in {self.folder}: config.json is missing, pass a folder in the Hugging Face layout")
-        self._line = _Line()
-        threading.Thread(target=_run, args=(self.folder, self._line), name="forge-generation", daemon=True).start()
-        atexit.register(self._line.halt)
-        self.context = self._line.ready.result()
+        if adapter is not None and (missing := [name for name in _ADAPTER if not Path(adapter, name).is_file()]):
+            raise ServingError(f"no adapter in {adapter}: {' and '.join(missing)} missing, pass one that training wrote")
+        self._line = Line()
+        ready: Future[_Ready] = Future()
+        threading.Thread(
+            target=_run, args=(self.folder, adapter, slots, cache_gb, self._line, ready), name="forge-generation", daemon=True
+        ).start()
+        atexit.register(_halt, self._line)
+        self.context, self.tokenizer_has_template, self.format = ready.result()
         self._close = weakref.finalize(self, self._line.inbox.put, None)
         self._close.atexit = False
 
-    def submit(self, prompt: Prompt, sampling: Sampling, timeout_s: float | None = None) -> "Future[Completion]":
-        """Queue a request. The future raises ServingError for a prompt that doesn't fit, and when `timeout_s` from now have passed."""
+    def submit(
+        self, prompt: Prompt | list[int], sampling: Sampling, timeout_s: float | None = None, listener: Listener | None = None
+    ) -> Ticket:
+        """Queue a request. Raises ShuttingDown where the model has been closed.
+
+        The ticket's result raises PromptTooLong, TimedOut when `timeout_s` from now have passed, or another ServingError.
+        `listener` is called in the generation thread, where it must not block: with each Piece, then once with the Completion or the
+        exception. What it raises ends this request alone.
+        """
         if not self._close.alive:
-            raise ServingError("this model has been closed: load it again")
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        future: Future[Completion] = Future()
-        self._line.inbox.put(_Job(prompt, sampling, deadline, future))
-        return future
+            raise ShuttingDown(_CLOSED)
+        request = Request(prompt, sampling, None if timeout_s is None else time.monotonic() + timeout_s, listener)
+        self._line.inbox.put(request)
+        return Ticket(request)
+
+    def stats(self) -> Stats:
+        """As of the last token."""
+        stats = self._line.stats
+        return replace(stats, queued=stats.queued + self._line.inbox.qsize())
 
     def close(self) -> None:
         """Free the model after the requests that are queued now."""
         self._close()
 
 
-def _run(folder: Path, line: _Line) -> None:
-    _serve(folder, line)
+def _halt(line: Line) -> None:
+    """End the service after the next token."""
+    line.stop.set()
+    if not line.parked.is_set():  # else it would wake while the process ends
+        line.inbox.put(None)
+        line.parked.wait(_LAST_STEP_S)
+
+
+def _run(folder: Path, adapter: Path | None, slots: int, cache_gb: float, line: Line, ready: "Future[_Ready]") -> None:
+    try:
+        _serve(folder, adapter, slots, cache_gb, line, ready)
+    except Exception:  # a bug; the thread has to park all the same
+        traceback.print_exc()
     mx.clear_cache()
     line.parked.set()
+    while not line.stop.is_set():  # requests that came between
+        if (late := line.inbox.get()) is not None:
+            late.fail(ShuttingDown(_CLOSED))
     threading.Event().wait()
 
 
-def _serve(folder: Path, line: _Line) -> None:
+def _serve(folder: Path, adapter: Path | None, slots: int, cache_gb: float, line: Line, ready: "Future[_Ready]") -> None:
     try:
-        loaded = _load(folder)
+        loaded = load(folder, adapter)
+        service = Service(loaded, line, slots, cache_gb)
     except Exception as error:  # handed to the thread that waits for it
-        line.ready.set_exception(error)
+        ready.set_exception(detached(error))
         return
-    line.ready.set_result(loaded.context)
-    while (job := line.inbox.get()) is not None:
-        if not job.future.set_running_or_notify_cancel():
-            continue
-        try:
-            job.future.set_result(_complete(loaded, job, line.stop))
-        except Exception as error:  # handed to the thread that waits for it
-            job.future.set_exception(error)
-        del job  # or the last answer would stay in memory until the next request
-
-
-def _load(folder: Path) -> _Loaded:
-    model, tokenizer = mlx_lm.load(str(folder))[:2]
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    context = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
-    return _Loaded(model, tokenizer, context)
-
-
-def _complete(loaded: _Loaded, job: _Job, stop: threading.Event) -> Completion:
-    _check_time(job, stop)
-    sampling, tokenizer = job.sampling, loaded.tokenizer
-    ids = encode(tokenizer, job.prompt)
-    mx.random.seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
-    text = Text(tokenizer, ids)
-    stream = mlx_lm.stream_generate(
-        loaded.model,
-        tokenizer,
-        ids,
-        max_tokens=min(sampling.max_tokens, _room(len(ids), loaded.context)),
-        sampler=_sampler(sampling, len(tokenizer)),
-        logits_processors=_processors(sampling),
-    )
-    with closing(stream):  # in this thread, whatever happens: it holds an MLX stream
-        for response in stream:
-            _check_time(job, stop)
-            if response.finish_reason != "stop":  # else the token is the end token, which is not text
-                text.add(response.token)
-            if response.finish_reason is not None:
-                text.finish()
-            if (cut := text.find(sampling.stop)) is not None:
-                return Completion(text.text[:cut], len(ids), response.generation_tokens, "stop")
-    return Completion(text.text, len(ids), response.generation_tokens, cast(_Reason, response.finish_reason))
-
-
-def _room(prompt_tokens: int, context: int | None) -> int:
-    """How many tokens may follow the prompt."""
-    if context is None:
-        return 2**31
-    if prompt_tokens >= context:
-        raise ServingError(
-            f"the prompt has {prompt_tokens} tokens, but the model's context holds {context}, prompt and completion together: "
-            "shorten the prompt"
-        )
-    return context - prompt_tokens
-
-
-def _sampler(sampling: Sampling, vocabulary: int) -> Any:
-    greedy = sampling.temperature < _GREEDY_BELOW
-    return make_sampler(
-        temp=0.0 if greedy else sampling.temperature,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        top_k=sampling.top_k if sampling.top_k < vocabulary else 0,  # mlx_lm raises for a k that restricts nothing
-    )
-
-
-def _processors(sampling: Sampling) -> Any:
-    return make_logits_processors(repetition_penalty=None if sampling.repetition_penalty == 1 else sampling.repetition_penalty)
-
-
-def _check_time(job: _Job, stop: threading.Event) -> None:
-    if stop.is_set():
-        raise ServingError("not finished: the server is being shut down")
-    if job.deadline is not None and time.monotonic() > job.deadline:
-        raise ServingError("not finished within the server's time limit: lower `max_tokens`, or serve with a longer --timeout")
+    ready.set_result((loaded.context, bool(loaded.tokenizer.has_chat_template), Format.of(loaded.tokenizer)))
+    del loaded
+    service.run()

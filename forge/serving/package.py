@@ -51,6 +51,8 @@ def signature() -> ModelSignature:
                 ParamSpec("top_k", "long", default.top_k),
                 ParamSpec("min_p", "double", default.min_p),
                 ParamSpec("repetition_penalty", "double", default.repetition_penalty),
+                ParamSpec("presence_penalty", "double", default.presence_penalty),
+                ParamSpec("frequency_penalty", "double", default.frequency_penalty),
                 ParamSpec("seed", "long", default.seed),
                 ParamSpec("stop", "string", list(default.stop), shape=(-1,)),
             ]

@@ -9,6 +9,8 @@ Chat and completion, in and out in the OpenAI form:
     curl http://127.0.0.1:5000/invocations -H 'Content-Type: application/json' \\
          -d '{"prompt": "Once upon", "max_tokens": 20, "temperature": 0}'
 
+Requests that come at the same time are computed together. One that MLflow has given up (MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT) stops.
+
 MLflow's own forms, answered by {"predictions": [one text_completion object a row]}:
 
     curl http://127.0.0.1:5000/invocations -H 'Content-Type: application/json' \\
@@ -17,22 +19,23 @@ MLflow's own forms, answered by {"predictions": [one text_completion object a ro
          -d '{"dataframe_split": {"columns": ["prompt"], "data": [["Once upon"]]}, "params": {"max_tokens": 20}}'
 
 A mistake in the body is a 400 with one sentence. Two things MLflow decides before this code is asked: a parameter of a wrong type
-gets MLflow's own, longer message (so `stop` has to be a list here), and an unknown key inside "params" is dropped.
+gets MLflow's own, longer message (so `stop` has to be a list here), and an unknown key inside "params" is dropped. `logprobs`, `echo`,
+`n` and tools go into the body or a row, not into "params": their types differ between chats and completions.
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import sys
 from collections.abc import Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pandas
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PythonModel
 
 
@@ -55,15 +58,16 @@ def _settle_import_path() -> None:
 _settle_import_path()
 
 from forge.errors import ServingError  # noqa: E402
-from forge.serving.engine import Completion, GenerationThread  # noqa: E402
-from forge.serving.protocol import answer, parse  # noqa: E402
+from forge.serving.engine import GenerationThread, Ticket  # noqa: E402
+from forge.serving.faults import ModelFailed, ShuttingDown, TimedOut  # noqa: E402
+from forge.serving.protocol import Request, answer, parse  # noqa: E402
 
 
-class BadRequest(MlflowException):
-    """A user's mistake: HTTP 400 and the sentence alone. MLflow would put the whole request body in front of it."""
+class Refused(MlflowException):
+    """The sentence alone, with 400 for a user's mistake. MLflow would put the whole request body in front of it."""
 
-    def __init__(self, sentence: str):
-        super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
+    def __init__(self, sentence: str, error_code: int = INVALID_PARAMETER_VALUE):
+        super().__init__(sentence, error_code=error_code)
         self.sentence = sentence
 
     def serialize_as_json(self) -> str:
@@ -76,23 +80,38 @@ class ForgeModel(PythonModel):
         self.thread = GenerationThread(context.artifacts["model"])
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """One answer for a single body, a list of answers for rows. Raises BadRequest.
+        """One answer for a single body, a list of answers for rows. Raises Refused.
 
         `model_input` is whatever _rows takes; of the types that MLflow doesn't check or warn of, the one named is the nearest.
         """
         rows, single = _rows(model_input)
-        futures: list[Future[Completion]] = []
+        tickets: list[list[Ticket]] = []
         try:
-            requests = [parse({**(params or {}), **row}) for row in rows]
-            futures += [self.thread.submit(request.prompt, request.sampling, _time_limit_s()) for request in requests]
-            name = self.thread.folder.name
-            answers = [answer(request, future.result(), name) for request, future in zip(requests, futures, strict=True)]
+            requests = [_parsed({**(params or {}), **row}) for row in rows]
+            for request in requests:
+                tickets.append([self.thread.submit(*job, _time_limit_s()) for job in request.jobs])
+            name, form = self.thread.folder.name, self.thread.format
+            completed = [[ticket.result() for ticket in each] for each in tickets]
+            answers = [answer(request, done, name, form) for request, done in zip(requests, completed, strict=True)]
         except ServingError as error:
-            raise BadRequest(str(error)) from error
+            raise Refused(str(error), _code(error)) from error
         finally:
-            for future in futures:
-                future.cancel()  # those still queued when one failed
+            for ticket in itertools.chain(*tickets):
+                ticket.cancel()  # those still at work when one failed
         return answers[0] if single else answers
+
+
+def _code(error: ServingError) -> int:
+    if isinstance(error, TimedOut | ShuttingDown):
+        return int(TEMPORARILY_UNAVAILABLE)
+    return int(INTERNAL_ERROR if isinstance(error, ModelFailed) else INVALID_PARAMETER_VALUE)
+
+
+def _parsed(body: dict[str, Any]) -> Request:
+    request = parse(body)
+    if request.stream:
+        raise ServingError("`stream`: this route can't stream, leave it out")
+    return request
 
 
 def _time_limit_s() -> float | None:
@@ -112,9 +131,10 @@ def _rows(model_input: Any) -> tuple[list[dict[str, Any]], bool]:
     if isinstance(data, list):
         return [row if isinstance(row, dict) else {"prompt": row} for row in data], False
     if not isinstance(data, Mapping):
-        raise BadRequest(f"the input has to be an object with `prompt` or `messages`, got {type(data).__name__}")
+        raise Refused(f"the input has to be an object with `prompt` or `messages`, got {type(data).__name__}")
     columns = {str(key): _plain(value) for key, value in data.items()}
-    if not isinstance(columns.get("prompt"), list):
+    prompts = columns.get("prompt")
+    if not isinstance(prompts, list) or all(isinstance(each, int) for each in prompts):  # one prompt, as text or as token ids
         return [columns], True
     return [_row(columns, index) for index in range(len(columns["prompt"]))], False
 
@@ -124,7 +144,7 @@ def _row(columns: Mapping[str, Any], index: int) -> dict[str, Any]:
     rows = len(columns["prompt"])
     for name, values in columns.items():
         if isinstance(values, list) and len(values) != rows:
-            raise BadRequest(f"`{name}` has {len(values)} values, but `prompt` has {rows}: send one for each row")
+            raise Refused(f"`{name}` has {len(values)} values, but `prompt` has {rows}: send one for each row")
     return {name: values[index] if isinstance(values, list) else values for name, values in columns.items()}
 
 

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from forge.serving.decode import Text
+from forge.serving.decode import Names, Text
 
 
 def ids(tokenizer, text: str) -> list[int]:
@@ -72,3 +72,28 @@ def test_find(tokenizer, stops: list[str], at: int | None) -> None:
         text.add(token)
         found = text.find(stops) if found is None else found
     assert found == at
+
+
+@pytest.mark.parametrize(
+    ("stops", "end"),
+    [(["only"], "o"), (["some", "t some"], "t so"), (["xyz"], ""), ([], ""), (["off", "cat so far"], "cat so"), (["o"], "")],
+)
+def test_undecided(tokenizer, stops: list[str], end: str) -> None:
+    """The longest end of "the cat so" that may go on to a stop string. A whole one is find's."""
+    text = Text(tokenizer, ids(tokenizer, "x"))
+    text.text = "the cat so"
+    assert text.undecided(stops) == len(end)
+
+
+def test_names(tokenizer) -> None:
+    names = Names(tokenizer)
+    assert [names(token) for token in ids(tokenizer, "the cat sat")] == ["the", " cat", " sat"]
+    assert names(tokenizer.eos_token_id) == "<|endoftext|>"
+    assert names(ids(tokenizer, "€")[0]) == "\ufffd"
+
+
+def test_names_where_the_decoder_strips_the_first_space() -> None:
+    raw = Tokenizer(models.WordLevel({"▁the": 0, "▁cat": 1, "▁a": 2, "?": 3}, unk_token="?"))
+    raw.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    assert [Names(tokenizer)(token) for token in (0, 1)] == [" the", " cat"]
