@@ -1,0 +1,134 @@
+"""The models that are loaded, by name: found, loaded, unloaded, and kept from being asked for more than they can take."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from forge.serving.contract import Sampling, Stats
+from forge.serving.http.call import Call, Engine
+from forge.serving.http.faults import Refusal, busy
+from forge.serving.http.limits import Limits
+from forge.serving.http.sources import REGISTERED
+
+Fetch = Callable[[str], tuple[Path, str]]  # a registered model's uri -> its folder, and the uri of its version
+Open = Callable[[Path, Path | None], Engine]  # a folder and an adapter's -> what generates
+
+
+@dataclass(frozen=True)
+class Source:
+    """`asked`: as the operator or a client wrote it; `version`: what that was when it was loaded."""
+
+    name: str
+    asked: str
+    adapter: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    source: Source
+    engine: Engine
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def shown(self) -> dict[str, Any]:
+        """OpenAI's object, and after it where the model is from, its context in tokens and whether it has a chat template."""
+        known = {key: value for key, value in vars(self.source).items() if key != "name" and value}
+        standard = {"id": self.name, "object": "model", "created": self.created, "owned_by": "forge"}
+        return {**standard, "source": known, "context": self.engine.context, "chat": self.engine.tokenizer_has_template}
+
+
+class Models:
+    """`slots`: completions that a model computes at once. All methods but `opened` belong to the event loop."""
+
+    def __init__(self, opener: Open, fetch: Fetch, limits: Limits, slots: int):
+        self._open, self._fetch, self._limits, self._slots = opener, fetch, limits, slots
+        self._models: dict[str, Model] = {}
+        self._loading: set[asyncio.Task[Model]] = set()
+        self._calls: dict[Call, Model] = {}
+        self._stopping = False
+
+    def all(self) -> list[Model]:
+        return list(self._models.values())
+
+    def loading(self) -> list[str]:
+        return [task.get_name() for task in self._loading]
+
+    def live(self) -> dict[str, Stats]:
+        return {name: model.engine.stats() for name, model in self._models.items()}
+
+    def find(self, name: str | None) -> Model:
+        """By its name or its source; the first loaded where None. Raises Refusal 404, which names those there are."""
+        if not self._models:
+            raise Refusal(404, "no model is loaded: load one with POST /v1/models/load", "model_not_found", "model")
+        if name is None:
+            return next(iter(self._models.values()))
+        found = self._models.get(name) or next((model for model in self.all() if model.source.asked == name), None)
+        if found is None:
+            raise Refusal(404, f"no model {name[:100]!r} here; there are {', '.join(self._models)}", "model_not_found", "model")
+        return found
+
+    @contextmanager
+    def call(self, model: Model, jobs: Sequence[tuple[Any, Sampling]], pieces: bool, typical_s: float) -> Iterator[Call]:
+        """The jobs, given to the model; what of them is left at the end is cancelled.
+
+        Raises Refusal: 429 where enough completions wait for the model, 503 where the server ends.
+        """
+        if self._stopping:
+            raise Refusal(503, "the server is being stopped", "shutting_down")
+        waiting = sum(call.waiting for call, called in self._calls.items() if called is model) - self._slots
+        if waiting >= self._limits.queue:
+            raise busy(f"{waiting} completions wait for {model.name}, and no more may", typical_s * (1 + waiting / self._slots))
+        call = Call(model.engine, jobs, self._limits.timeout_s, pieces)
+        self._calls[call] = model
+        try:
+            yield call
+        finally:
+            call.cancel()
+            del self._calls[call]
+
+    def opened(self, source: Source) -> Model:
+        """A model, loaded in this thread. Raises ForgeError."""
+        folder, version = self._fetch(source.asked) if source.asked.startswith(REGISTERED) else (Path(source.asked), None)
+        engine = self._open(folder, Path(source.adapter) if source.adapter else None)
+        return Model(replace(source, version=version), engine)
+
+    def add(self, model: Model) -> None:
+        self._models[model.name] = model
+
+    async def load(self, source: Source) -> Model:
+        """Open it in another thread, and add it, even where the client leaves. Raises Refusal 409: the name is taken, or no more fit."""
+        taken = [*self._models, *self.loading()]
+        if source.name in taken:
+            raise Refusal(409, f"{source.name} is loaded already: unload it first, or give this one another name", param="name")
+        if len(taken) >= self._limits.models:
+            raise Refusal(409, f"{len(taken)} models are loaded, and no more may be: unload one first ({', '.join(taken)})")
+        task = asyncio.create_task(self._load(source), name=source.name)
+        self._loading.add(task)
+        task.add_done_callback(self._loading.discard)
+        return await asyncio.shield(task)
+
+    async def _load(self, source: Source) -> Model:
+        model = await asyncio.to_thread(self.opened, source)
+        self.add(model)
+        return model
+
+    def unload(self, name: str) -> Model:
+        """Nobody finds it any more; its memory is free when what was asked of it is done. Raises Refusal 404."""
+        model = self.find(name)
+        del self._models[model.name]
+        model.engine.close()
+        return model
+
+    def stop(self) -> None:
+        """Take nothing new, and end what runs."""
+        self._stopping = True
+        for call in self._calls:
+            call.cancel()

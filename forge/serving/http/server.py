@@ -1,0 +1,75 @@
+"""Runs the application on a socket until a signal: then takes nothing new, and lets what runs end within a grace period."""
+
+import gc
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from forge.errors import ServingError, Stopped
+
+_AFTER_S = 5  # for answers that were cut short to leave
+_BACKLOG = 512
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens: who connects before the application runs waits. Raises ServingError where the address can't be had."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        why = (error.strerror or str(error)).lower()
+        raise ServingError(f"can't listen at {host}:{port}: {why}; end what listens there, or choose another port=…") from error
+    return listener
+
+
+@contextmanager
+def serving(app: ASGIApp, listener: socket.socket, stop: Callable[[], None], grace_s: float) -> Iterator[threading.Event]:
+    """Inside, a thread serves; the event is set when it has ended.
+
+    At the end of the block nothing new is taken, what runs has `grace_s` seconds, and then `stop` ends it.
+    """
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    off = {"log_config": None, "access_log": False, "server_header": False, "proxy_headers": False}
+    config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", backlog=_BACKLOG, **off)  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+    ended = threading.Event()  # Thread.join, once a signal's exception has passed through it, takes the thread for ended
+
+    def served() -> None:
+        try:
+            server.run(sockets=[listener])
+        finally:
+            ended.set()
+
+    threading.Thread(target=served, name="forge-http", daemon=True).start()
+    try:
+        yield ended
+    finally:
+        server.should_exit = True
+        try:
+            ended.wait(grace_s)
+        finally:
+            stop()
+            ended.wait(_AFTER_S)
+            server.force_exit = True
+
+
+def run(app: ASGIApp, listener: socket.socket, stop: Callable[[], None], grace_s: float) -> None:
+    """Serve until a signal is raised here as Stopped, and let it pass at the end. A second one ends what runs at once."""
+    gc.collect()
+    gc.freeze()  # or each full collection looks at all that was imported, and keeps everybody waiting
+    with serving(app, listener, stop, grace_s) as ended:
+        try:
+            ended.wait()
+        except Stopped:
+            print(f"\nforge: stopping; what runs has {grace_s:g} s to end, once more to end it now", file=sys.stderr, flush=True)
+            raise
+    raise ServingError("the server ended by itself; what it printed before says why")

@@ -1,0 +1,114 @@
+"""Clients that leave, servers that stop, and /health through all of it."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from forge.serving.http import app, server
+from forge.serving.http.limits import Limits
+from tests.serving.http.conftest import until
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_slot_within_a_second(serve, stream) -> None:
+    served = serve(pause_s=0.01)
+    clients = [served.begin(stream=stream) for _ in range(3)]
+    until(lambda: served.toys["small"].running == 3, 5)
+    for left, client in enumerate(clients, start=1):
+        client.close()
+        until(lambda left=left: served.toys["small"].running == 3 - left, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_real_model_stops_computing_for_a_client_that_left(make_folder, tmp_path, serve_real, stream) -> None:
+    """It would say a hundred million tokens. Another client's answer is not touched."""
+    served = serve_real(make_folder(tmp_path, None, context=10**9, endless=True))
+    engine = served.service.models.find(None).engine
+    client = served.begin(max_tokens=10**8, stream=stream)
+    until(lambda: engine.stats().active == 1, 20)
+    until(lambda: engine.stats().completion_tokens > 10, 20)
+    client.close()
+    until(lambda: engine.stats().active == 0, 1)
+    assert served.complete()[2]["usage"]["completion_tokens"] == 2
+
+
+def test_what_a_client_left_is_logged_as_such(serve, tmp_path) -> None:
+    served = serve(pause_s=0.01, audit=tmp_path / "audit.jsonl")
+    served.begin().close()
+    until(lambda: (tmp_path / "audit.jsonl").read_text().count("\n") == 1, 5)
+    assert json.loads((tmp_path / "audit.jsonl").read_text())["status"] == 499
+
+
+@pytest.mark.parametrize("body", [b'{"prompt": "' + b"z" * 1_900_000 + b'"}', b"[" + b"[]," * 90_000 + b"1]"])
+def test_health_answers_while_large_bodies_and_answers_are_on_their_way(serve, body) -> None:
+    served = serve(pause_s=0.0005)
+    ended = threading.Event()
+
+    def load() -> None:
+        while not ended.is_set():
+            served.ask("POST", "/v1/completions", body)
+            served.complete(stream=True, max_tokens=200)
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    took = []
+    for _ in range(40):
+        began = time.monotonic()
+        assert served.ask("GET", "/health")[0] == 200
+        took.append(time.monotonic() - began)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(took)[len(took) // 2] < 0.1
+
+
+def begun(serve, max_tokens: int):
+    """A server around a slow toy with one request on its way, and the thread that serves it."""
+    served = serve(pause_s=0.02)
+    listener = server.bound("127.0.0.1", 0)
+    served.port = listener.getsockname()[1]
+    return served, listener, {"max_tokens": max_tokens}
+
+
+def test_a_stopping_server_lets_what_runs_end(serve) -> None:
+    served, listener, asked = begun(serve, max_tokens=25)  # half a second
+    found: list = []
+    with server.serving(app.build(served.service), listener, served.service.models.stop, grace_s=10):
+        client = threading.Thread(target=lambda: found.append(served.complete(**asked)))
+        client.start()
+        until(lambda: served.toys["small"].running == 1, 5)
+    client.join()
+    assert found[0][0] == 200 and found[0][2]["usage"]["completion_tokens"] == 25
+    with pytest.raises(ConnectionRefusedError):
+        served.complete()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stopping_server_ends_what_runs_too_long_with_a_word(serve, stream) -> None:
+    served, listener, asked = begun(serve, max_tokens=900)
+    found: list = []
+    began = time.monotonic()
+    with server.serving(app.build(served.service), listener, served.service.models.stop, grace_s=0.3):
+        client = threading.Thread(target=lambda: found.append(served.complete(stream=stream, **asked)))
+        client.start()
+        until(lambda: served.toys["small"].running == 1, 5)
+    client.join()
+    status, _, answer = found[0]
+    if stream:
+        assert json.loads(answer.strip().split("\n\n")[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
+    else:
+        assert (status, answer["error"]["code"]) == (503, "shutting_down")
+    assert time.monotonic() - began < 3
+    until(lambda: served.toys["small"].running == 0, 1)
+
+
+def test_a_bug_is_500_without_its_trace(serve, caplog) -> None:
+    served = serve(limits=Limits())
+    served.toys["small"].submit = None  # type: ignore[method-assign, assignment]
+    status, _, answer = served.complete()
+    assert (status, answer["error"]["code"]) == (500, "internal_error")
+    assert "NoneType" not in answer["error"]["message"]
+    until(lambda: "NoneType" in caplog.text, 1)  # the log has it
