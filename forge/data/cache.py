@@ -25,10 +25,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Cache:
-    """`limit_gb` holds for all folders together, but never costs the one that is asked for."""
+    """`limit_gb` holds for all folders together, but never costs the one that is asked for. `removed` is told of those
+    that went for their size, and why."""
 
-    def __init__(self, folder: Path, limit_gb: float):
-        self._folder, self._limit = folder, limit_gb * _GB
+    def __init__(self, folder: Path, limit_gb: float, removed: Callable[[Path, str], None] = lambda path, why: None):
+        self._folder, self._limit, self._removed = folder, limit_gb * _GB, removed
 
     def get(self, key: str | None, build: Callable[[Path], None], open: Callable[[Path], T]) -> T:
         """open(the folder of `key`), after build(folder) where there is none yet; with key None always built, and dropped in time.
@@ -102,6 +103,8 @@ class Cache:
             try:
                 with self._lock(key).acquire(timeout=0):  # one that is being made or opened stays
                     shutil.rmtree(path, ignore_errors=True)
+                    if not abandoned:
+                        self._removed(path, "over data.cache_gb, and used longest ago")
                     if key.startswith("once-"):  # nobody asks for this key again
                         self._lock_file(key).unlink(missing_ok=True)
             except Timeout:

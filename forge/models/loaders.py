@@ -1,5 +1,8 @@
 """Existing models: a local folder, the Hugging Face hub, forge's own registry. loader(texts, seed, fetch, *, knobs) -> Loaded.
 
+Offline first: a model of the hub that lies whole in its local cache is taken from there, without a request. One download fetches it; the
+next ones are the user's to ask for (`hf download ID`, or another revision).
+
 Each takes `quantize`, which packs a base that is not quantised yet; one that is (config.json says so) stays as it is. The lineage then
 says so too, since it is another base.
 """
@@ -12,8 +15,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from forge import paths
 from forge.errors import ModelError
-from forge.models import Loaded
+from forge.models import Loaded, hubcache
 from forge.models.names import classes
 from forge.models.quantise import Quantize, quantise
 from forge.models.translate import translate
@@ -22,32 +26,21 @@ from forge.spec import Fetch, Lineage, Texts
 
 def local(texts: Texts, seed: int, fetch: Fetch, *, path: str, quantize: Quantize | None = None) -> Loaded:
     """A folder in the Hugging Face layout. Its revision is the digest of its configuration, tokenizer and weights."""
-    folder = Path(path).expanduser()
+    folder = paths.given("model.path", path)
     if not folder.is_dir():
         raise ModelError(f"model.path={path}: there is no such folder; give a model's folder, or model=hub model.id=… to download one")
-    weights = sorted(folder.glob("model*.safetensors"))
-    if not (folder / "config.json").is_file() or not weights:
-        raise ModelError(f"model.path={path}: no model lies there; it needs config.json and model*.safetensors")
-    revision = _digest([folder / "config.json", *sorted(folder.glob("tokenizer*")), *weights])
+    if lacking := hubcache.lacking(folder):
+        raise ModelError(f"model.path={path}: no whole model lies there: {lacking}")
+    revision = _digest([folder / "config.json", *sorted(folder.glob("tokenizer*")), *sorted(folder.glob("model*.safetensors"))])
     return _open(folder, Lineage("local", str(folder.resolve()), revision), quantize)
 
 
 def hub(texts: Texts, seed: int, fetch: Fetch, *, id: str, revision: str | None = None, quantize: Quantize | None = None) -> Loaded:
-    """A model of the Hugging Face hub, or of its local cache. HF_TOKEN in the environment opens private ones."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    """A model of the Hugging Face hub, or of its local cache. `revision`: a commit, branch or tag. HF_TOKEN opens private ones.
 
-    patterns = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
-    try:
-        folder = Path(snapshot_download(id, revision=revision, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise ModelError(f"model.id={id}: not a hub id; write OWNER/NAME, or model=local model.path=… for a folder") from error
-    except HfHubHTTPError as error:
-        raise ModelError(f"model.id={id}: the hub says no ({_first_line(error)}); check the id, and HF_TOKEN if it is private") from error
-    except OSError as error:
-        raise ModelError(
-            f"model.id={id}: the hub can't be reached and the model is not in the local cache; connect, or use model=local"
-        ) from error
+    Without a revision it is the one that was fetched last; the lineage holds its commit.
+    """
+    folder = hubcache.cached(id, revision) or hubcache.download(id, revision)
     return _open(folder, Lineage("hub", id, folder.name), quantize)  # a snapshot's folder is named by its commit
 
 

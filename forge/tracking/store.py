@@ -43,8 +43,9 @@ def connect(configured: str | None) -> MlflowClient:
             client = MlflowClient(where)
             client.search_experiments(max_results=1)  # opens the database, and makes its tables the first time
         except (MlflowException, SQLAlchemyError, OSError) as error:
+            why = _shown(str(error).splitlines()[0])
             raise TrackingError(
-                f"the tracking store {where} can't be opened ({str(error).splitlines()[0]}); check tracking.uri and MLFLOW_TRACKING_URI"
+                f"the tracking store {_shown(where)} can't be opened ({why}); check tracking.uri and MLFLOW_TRACKING_URI"
             ) from error
     return client
 
@@ -73,7 +74,7 @@ def local_folder(where: str) -> Path | None:
 
 
 def _shown(where: str) -> str:
-    return re.sub(r"//[^/@]*@", "//…@", where)
+    return re.sub(r"//[^/@\s]*@", "//…@", where)
 
 
 def _alone(where: str) -> AbstractContextManager[object]:

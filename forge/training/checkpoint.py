@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ import mlx.nn as nn
 
 from forge.arrays import flat, load, save
 from forge.errors import TrainingError
-from forge.paths import flush
+from forge.paths import flush, within
 from forge.spec import Metrics
 from forge.training.choice import Choice, Rows, Saved, choose, lowest
 from forge.training.history import History, Mark
 
 Arrays = Mapping[str, mx.array]
+
+Removed = Callable[[Path, str], None]  # what was removed, and why
 
 
 @dataclass
@@ -58,14 +60,16 @@ class State:
 
 class Store:
     """The checkpoints of one run, in `folder`. `keep`: how many to keep besides the last, the best and the lowest.
+    `removed` is told of each that was removed, and why.
 
     `stamp` says, by name, what a checkpoint belongs to ("configuration", "data", …): resume refuses one with another stamp.
     In a folder that holds checkpoints, resume comes before the first save.
     """
 
-    def __init__(self, folder: Path, run_id: str, stamp: Mapping[str, str], keep: int = 0):
+    def __init__(self, folder: Path, run_id: str, stamp: Mapping[str, str], keep: int = 0, removed: Removed = lambda path, why: None):
         self.folder, self._run_id, self._stamp, self._keep = folder, run_id, dict(stamp), keep
         self._history = History(folder)
+        self._removed = removed
         self._evaluated = 0  # checkpoints saved with a loss, those since removed included
         self._begun = False
 
@@ -148,7 +152,9 @@ class Store:
     def _abandon_after(self, step: int) -> None:
         for later in (later for later in steps(self.folder) if later > step):
             abandoned = self.folder / f"abandoned-{path_of(self.folder, later).name}"
-            shutil.rmtree(abandoned, ignore_errors=True)
+            if abandoned.is_dir():
+                shutil.rmtree(abandoned, ignore_errors=True)
+                self._removed(abandoned, "a resume from before it, a second time")
             os.replace(path_of(self.folder, later), abandoned)
         flush(self.folder)  # before their history is cut
 
@@ -160,6 +166,7 @@ class Store:
             spared |= {choose(saved, 0).path, lowest(saved).path}
         for path in {path_of(self.folder, step) for step in steps(self.folder)} - spared:
             _remove(path)
+            self._removed(path, "neither the best nor among the last")
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
@@ -180,7 +187,7 @@ def verify(checkpoint: Path) -> None:
     """Raises TrainingError unless every file is what was written."""
     try:
         expected = json.loads((checkpoint / "sha256.json").read_text())
-        broken = [name for name, digest in expected.items() if _sha256(checkpoint / name) != digest]
+        broken = [name for name, digest in expected.items() if _sha256(within(checkpoint, name)) != digest]
     except (OSError, ValueError) as error:
         raise TrainingError(f"{checkpoint}: not a whole checkpoint ({error})") from error
     if broken:

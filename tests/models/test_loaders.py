@@ -1,9 +1,8 @@
-"""Models from a folder, the hub and the registry; every user's mistake is one sentence."""
+"""Models from a folder and the registry (tests/models/test_hubcache.py: the hub); every user's mistake is one sentence."""
 
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -79,11 +78,19 @@ def test_a_missing_folder(tmp_path: Path) -> None:
         local(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_a_folder_without_a_model(folder: Path, missing: str) -> None:
-    (folder / missing).unlink()
-    with pytest.raises(ModelError, match=r"no model lies there; it needs config\.json and model\*\.safetensors"):
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (["config.json"], "config.json is missing; it needs that, a tokenizer and model*.safetensors"),
+        (["model.safetensors", "model.safetensors.index.json"], "no model*.safetensors is there; take a copy of the model that has them"),
+    ],
+)
+def test_a_folder_without_a_model(folder: Path, missing: list[str], said: str) -> None:
+    for name in missing:
+        (folder / name).unlink()
+    with pytest.raises(ModelError) as caught:
         local(folder)
+    assert f"model.path={folder}: no whole model lies there: {said}" in str(caught.value)
 
 
 def test_a_base_that_is_packed_while_loading_is_another_base(folder: Path) -> None:
@@ -123,52 +130,6 @@ def test_a_broken_folder_is_one_sentence_that_names_it(folder: Path, fault: str)
     with pytest.raises(ModelError) as caught:
         local(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def hub(**knobs: Any) -> Loaded:
-    return loaders.hub(no_texts, 0, no_fetch, **knobs)
-
-
-def test_the_hub_gives_a_folder_named_by_its_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str | None]] = []
-
-    def toy(id: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((id, revision))
-        return str(folder.rename(folder.parent / "0123abc"))
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", toy)
-    loaded = hub(id="owner/name", revision="main", quantize={"bits": 8, "group_size": 32})
-    assert asked == [("owner/name", "main")]
-    assert (loaded.lineage.kind, loaded.lineage.uri, loaded.lineage.revision) == (
-        "hub",
-        "owner/name",
-        "0123abc quantised to 8 bits in groups of 32",
-    )
-
-
-def test_offline_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"^model\.id=owner/name: the hub can't be reached and the model is not in the local cache"):
-        hub(id="owner/name")
-
-
-def test_something_that_is_no_hub_id() -> None:
-    with pytest.raises(ModelError, match=r"^model\.id=a/b/c: not a hub id; write OWNER/NAME"):
-        hub(id="a/b/c")
-
-
-def test_a_refusal_by_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    def refuse(*_: Any, **__: Any) -> str:
-        response = SimpleNamespace(headers={}, request=None)
-        raise RepositoryNotFoundError("401 Client Error.\nRequest ID: 1\nInvalid username", response=response)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(ModelError, match=r"the hub says no \(401 Client Error\.[^\n]*\); check the id, and HF_TOKEN") as caught:
-        hub(id="owner/name")
-    assert "\n" not in str(caught.value)
 
 
 def test_a_registered_model_is_fetched_once_by_its_uri(folder: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from forge import paths
 from forge.data.sources.readers import READ, Kind, kind_of
 from forge.data.sources.readers.text import lines
 from forge.errors import DataError
@@ -32,7 +33,7 @@ Found = tuple[list[File], Mapping[str, int]]  # and how many are not read, by su
 
 
 def below(path: str) -> Found:
-    root = Path(path).expanduser()
+    root = paths.given("path", path)
     if root.is_file():
         raise DataError(f"path={path} is a file; give its folder, or a list of files to data/source=files")
     if not root.is_dir():
@@ -104,7 +105,7 @@ def _lost(name: str, path: str, error: OSError) -> File:
 
 
 def named_in(path: str) -> Found:
-    place = Path(path).expanduser()
+    place = paths.given("path", path)
     try:
         with place.open("rb") as stream:
             named = [(number, line) for number, line in enumerate(lines(stream, _LONGEST_PATH), 1)]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from forge import paths
 from forge.data.sources.readers.rows import Knobs, batch_rows, batch_values, record
 from forge.errors import DataError
 from forge.spec import Row
@@ -74,7 +75,7 @@ def dataset(
 def _load(wanted: Rows) -> Any:
     import datasets
 
-    place = Path(wanted.id).expanduser()
+    place = paths.given("id", wanted.id)
     if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
         saved = datasets.load_from_disk(str(place))
         splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or wanted.split): saved}
