@@ -9,21 +9,19 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_map
 
-from forge import release as releasing
 from forge.arrays import flat
 from forge.assemble import Parts
 from forge.errors import ReleaseError
 from forge.jobs import preflight
 from forge.models import Loaded
 from forge.models.adapters import full, lora
-from forge.release import Released, release
+from forge.release import Released, make, release
+from forge.release.promote import LOSS, TOKENIZER_DIGEST, VALID_DIGEST
 from forge.spec import Data, Scores
 from forge.tracking import store
 from forge.tracking.run import run
 from forge.training.checkpoint import State, Store
 from forge.training.evaluate import evaluate
-
-NAME = "forge-quickstart"
 
 
 @pytest.fixture
@@ -32,7 +30,8 @@ def publish(home: Path, tmp_path: Path, make_tiny_model: Callable[..., Loaded], 
 
     The larger `spread` the worse: it scales the weights, and a confident untrained model is confidently wrong.
     """
-    (config,) = preflight(["+experiment=quickstart", f"release.name={request.node.name}"]).configs  # type: ignore[union-attr]
+    settings = [f"release.name={request.node.name}", "release.max_degenerate=1", "release.answer_tokens=16", "release.answers=2"]
+    (config,) = preflight(["+experiment=quickstart", *settings]).configs  # type: ignore[union-attr]
 
     def go(data: Data, spread: float, adapter: Callable[[Any], None] = full) -> tuple[Released, float]:
         loaded = make_tiny_model()
@@ -46,8 +45,8 @@ def publish(home: Path, tmp_path: Path, make_tiny_model: Callable[..., Loaded], 
     return go
 
 
-def bearer(name: str) -> str:
-    return str(store.connect(None).get_model_version_by_alias(name, "champion").version)
+def bearer(name: str, alias: str = "champion") -> str:
+    return str(store.connect(None).get_model_version_by_alias(name, alias).version)
 
 
 def test_the_alias_moves_to_the_better_and_stays_with_it(publish: Any, toy_data: Data, request: Any) -> None:
@@ -58,9 +57,10 @@ def test_the_alias_moves_to_the_better_and_stays_with_it(publish: Any, toy_data:
     assert loss < first_loss and better.moved and bearer(name) == "2"
     assert f"{loss:.4f} is below {first_loss:.4f} of version 1" in better.reason
     worse, _ = publish(toy_data, spread=2.0)
-    assert not worse.moved and bearer(name) == "2"
+    assert not worse.moved and bearer(name) == "2" and bearer(name, "challenger") == "3"
+    assert worse.sentence("champion").startswith(f"models:/{name}/3 is now challenger: version 2 stays champion: ")
     equal, _ = publish(toy_data, spread=1.0)
-    assert not equal.moved and bearer(name) == "2"
+    assert not equal.moved and bearer(name) == "2" and bearer(name, "challenger") == "4"
     tags = store.connect(None).get_model_version(name, "3").tags
     assert "version 2 stays champion" in tags["forge.decision"]
 
@@ -70,11 +70,11 @@ def test_on_other_validation_tokens_the_champion_is_measured_again(publish: Any,
     name = request.node.name
     publish(toy_data, spread=1.0)
     client = store.connect(None)
-    client.set_model_version_tag(name, "1", releasing.VALID_DIGEST, "other tokens")
-    client.set_model_version_tag(name, "1", releasing.LOSS, "99.0")
+    client.set_model_version_tag(name, "1", VALID_DIGEST, "other tokens")
+    client.set_model_version_tag(name, "1", LOSS, "99.0")
     worse, _ = publish(toy_data, spread=3.0)
     assert not worse.moved and bearer(name) == "1"
-    client.set_model_version_tag(name, "1", releasing.LOSS, "0.01")
+    client.set_model_version_tag(name, "1", LOSS, "0.01")
     better, _ = publish(toy_data, spread=0.5)
     assert better.moved and bearer(name) == "3"
 
@@ -83,8 +83,8 @@ def test_losses_under_another_tokenizer_are_not_compared(publish: Any, toy_data:
     name = request.node.name
     publish(toy_data, spread=3.0)
     client = store.connect(None)
-    client.set_model_version_tag(name, "1", releasing.VALID_DIGEST, "other tokens")
-    client.set_model_version_tag(name, "1", releasing.TOKENIZER_DIGEST, "another tokenizer")
+    client.set_model_version_tag(name, "1", VALID_DIGEST, "other tokens")
+    client.set_model_version_tag(name, "1", TOKENIZER_DIGEST, "another tokenizer")
     second, _ = publish(toy_data, spread=1.0)
     assert not second.moved and bearer(name) == "1"
     assert "its tokenizer is another one" in second.reason
@@ -116,7 +116,7 @@ def test_an_adapter_on_a_16_bit_base_is_released(publish: Any, toy_data: Data) -
 
 
 def test_not_a_number_is_not_released(publish: Any, toy_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(releasing, "evaluate", lambda model, data: Scores({"val/loss": float("nan")}, ()))
+    monkeypatch.setattr(make, "evaluate", lambda model, data: Scores({"val/loss": float("nan")}, ()))
     with pytest.raises(ReleaseError, match="validation loss nan"):
         publish(toy_data, spread=1.0)
 
@@ -124,14 +124,14 @@ def test_not_a_number_is_not_released(publish: Any, toy_data: Data, monkeypatch:
 def test_a_model_that_changed_on_its_way_is_refused_and_not_registered(
     publish: Any, toy_data: Data, request: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = releasing.fuse.load
+    real = make.fuse.load
 
     def spoiled(folder: Path) -> Any:
         model, tokenizer = real(folder)
         model.model.norm.weight = model.model.norm.weight * 1.01
         return model, tokenizer
 
-    monkeypatch.setattr(releasing.fuse, "load", spoiled)
+    monkeypatch.setattr(make.fuse, "load", spoiled)
     with pytest.raises(ReleaseError, match=r"the saved model is not the evaluated one: logits differ by .* nothing was registered"):
         publish(toy_data, spread=1.0)
     assert store.connect(None).search_model_versions(f"name='{request.node.name}'") == []

@@ -28,7 +28,7 @@ def release_winner(client: MlflowClient, parent: Run, best: Child, verdict: Verd
     if not paths.checkpoints(best.run.id).is_dir():
         _say(parent, f"{best.proposal.name} is not released: its checkpoints are not here but where it ran")
         return None
-    with store.lock(f"release-{parent.id}"):
+    with store.lock(f"release-{parent.id}"), store.lock(f"run-{best.run.id}"):
         tags = reader.get(client, parent.id).tags
         if tags.get(_OF) == best.run.id:
             print(f"{best.proposal.name} was released before, as {tags.get(_RELEASED)}")

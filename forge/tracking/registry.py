@@ -1,4 +1,4 @@
-"""The model registry: fetch a version, register a new one, move the alias only to a better one."""
+"""The model registry: fetch a version, register a new one, move aliases under a lock."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from forge import paths
+from forge import audit, paths
 from forge.errors import ModelError
 from forge.tracking import store
 from forge.tracking.datasets import DIGEST_LENGTH
@@ -68,6 +68,10 @@ def _resolve(client: MlflowClient, uri: str) -> str:
     return f"models:/{name}/{version or client.get_model_version_by_alias(name, alias_name).version}"
 
 
+Bearer = Callable[[str], Version | None]  # of an alias
+Move = Callable[[str, Version, str], None]  # an alias to a version, and why
+
+
 @dataclass(frozen=True)
 class Candidate:
     """What is to be registered. `arguments` are those of MLflow's pyfunc flavor; `scores` is by source: the loss on it, its digest."""
@@ -115,15 +119,22 @@ def register(configured: str | None, name: str, candidate: Candidate) -> Version
     )
     # What mlflow.register_model() notes on the model, so that its page shows the version.
     client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([{"name": name, "version": version.version}])})
-    return Version(name, str(version.version), dict(candidate.tags))
+    made = Version(name, str(version.version), dict(candidate.tags))
+    audit.note("register version", made.uri, f"step {candidate.step} of run {run_id}")
+    return made
 
 
 @contextmanager
-def alias(configured: str | None, name: str, alias_name: str) -> Iterator[tuple[Version | None, Callable[[Version], None]]]:
-    """Under a lock: the version that bears the alias now, and the function that moves it."""
+def aliases(configured: str | None, name: str) -> Iterator[tuple[Bearer, Move]]:
+    """Under a lock: who bears an alias of the model now, and the function that moves one."""
     client = store.connect(configured)
+
+    def move(alias: str, version: Version, why: str) -> None:
+        client.set_registered_model_alias(name, alias, version.number)
+        audit.note("move alias", f"models:/{name}@{alias}", f"to version {version.number}: {why}")
+
     with store.lock(f"alias-{name}"):
-        yield _bearer(client, name, alias_name), lambda version: client.set_registered_model_alias(name, alias_name, version.number)
+        yield lambda alias: _bearer(client, name, alias), move
 
 
 def tag(configured: str | None, version: Version, tags: Mapping[str, str]) -> None:

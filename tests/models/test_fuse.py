@@ -1,8 +1,11 @@
 """What gets registered must answer as what was trained: adapters folded in, also on a quantised base."""
 
+import json
+import runpy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -59,6 +62,32 @@ def test_fusing_layers_with_a_bias_and_of_experts(make_shape: Callable[..., Any]
     fused = fuse.fuse(Loaded(model, None, {}, None))  # type: ignore[arg-type]
     np.testing.assert_allclose(np.array(fused.model(TOKENS % 29)), np.array(before), atol=2e-5)
     assert set(flat(fused.model.parameters())) == names
+
+
+cases = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "parity" / "cases.py")))
+ADAPTERS = {name: partial(getattr(adapters, name), **KNOBS) for name in ("lora", "dora", "rslora")} | {"full": adapters.full}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("shape", cases.CONFIGS)
+def test_each_architecture_answers_alike_fused_and_read_back(
+    shape: str, name: str, make_tiny_model: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    """fp32, as a folder of the hub holds it: logits of some 1 in size stay within 1e-5."""
+    shapes = json.loads((Path(__file__).parent / "parity" / f"{shape}.json").read_text())["shapes"]
+    base = tmp_path / "base"
+    make_tiny_model().tokenizer.save_pretrained(base)
+    (base / "config.json").write_text(json.dumps(cases.CONFIGS[shape]))
+    weights = {key: mx.array(value) for key, value in cases.weights(shapes).items()}
+    mx.save_safetensors(str(base / "model.safetensors"), weights, {"format": "pt"})
+    loaded = models.load(partial(loaders.local, path=str(base)), ADAPTERS[name], lambda: iter(()), 0, lambda uri: (Path(), ""), "float32")
+    untrained = logits(loaded.model)
+    train_a_little(loaded.model, 0.02)
+    loaded.model.eval()
+    before = logits(loaded.model)
+    assert np.abs(before - untrained).max() > 0.01
+    fuse.save(fuse.fuse(loaded), tmp_path / "fused")
+    np.testing.assert_allclose(logits(fuse.load(tmp_path / "fused")[0]), before, atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_without_adapters_is_left_as_it_is(make_tiny_model: Callable[..., Loaded]) -> None:

@@ -1,0 +1,112 @@
+"""The folders that may be registered, each read back from disk and measured: the fused model, and quantised ones made of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from forge.arrays import flat
+from forge.assemble import Parts
+from forge.errors import ReleaseError
+from forge.models import Loaded, fuse
+from forge.models.quantise import multiply_unpacked
+from forge.release import gate, recipes
+from forge.release.divergence import diverge, keep
+from forge.release.gate import Measured
+from forge.settings import ReleaseSpec
+from forge.training import checkpoint
+from forge.training.evaluate import evaluate
+from forge.training.formulation import on_cpu
+
+_LOSS_TOLERANCE = 1e-3  # nats a token, between the checkpoint's own validation loss and the saved model's
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model's folder; `recipe` None is the fused one. `evaluated`: the validation loss of the checkpoint before it was fused."""
+
+    folder: Path
+    recipe: str | None
+    measured: Measured
+    evaluated: float
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What is made, of what, and in which empty folder."""
+
+    spec: ReleaseSpec
+    parts: Parts
+    scratch: Path
+
+    def fused(self, saved: Path, name: str) -> Made:
+        """The checkpoint, fused. Changes the model in `parts`. Raises ReleaseError when what was saved is not what was evaluated."""
+        loaded, data = self.parts.loaded, self.parts.data
+        checkpoint.verify(saved)
+        checkpoint.load_weights(loaded.model, saved)
+        evaluated = evaluate(loaded.model, data).metrics["val/loss"]
+        rounding = _rounding(loaded.model)
+        keep(loaded.model, data, self.spec.compared_tokens, self._logits("checkpoint"))
+        folder = self._place("fused", name)
+        fuse.save(fuse.fuse(loaded), folder)
+        made = Made(folder, None, self._measure(folder, "checkpoint"), evaluated)
+        against, loss = made.measured.against, made.measured.loss
+        limit = self.spec.max_logit_difference + rounding * against.largest
+        if not (against.difference <= limit and abs(loss - evaluated) <= _LOSS_TOLERANCE):  # nor may either be NaN
+            raise ReleaseError(
+                f"the saved model is not the evaluated one: logits differ by {against.difference:.2g} (limit {limit:.2g}), "
+                f"validation loss {loss:.4f} against {evaluated:.4f}; nothing was registered. The checkpoint is {saved}"
+            )
+        return made
+
+    def quantised(self, fused: Made, text: str, name: str) -> Made:
+        """The fused model, quantised by the recipe `text`. Raises ReleaseError where it can't be."""
+        recipe, base = recipes.parse(text), self.parts.loaded
+        print(f"quantising to {text}", flush=True)
+        if not self._logits("fused").exists():
+            model, _ = fuse.load(fused.folder)
+            keep(model, self.parts.data, self.spec.compared_tokens, self._logits("fused"))
+        model, tokenizer = fuse.load(fused.folder)
+        made = recipes.quantise(
+            recipe,
+            Loaded(model, tokenizer, base.config, base.lineage),
+            base.model,
+            lambda: recipes.calibration(self.parts.data, self.spec.calibration_tokens),
+        )
+        folder = self._place(text, name)
+        fuse.save(made, folder)
+        del model, made
+        return Made(folder, text, self._measure(folder, "fused"), fused.evaluated)
+
+    def _measure(self, folder: Path, reference: str) -> Measured:
+        from mlx_lm.utils import compute_bits_per_weight
+
+        data = self.parts.data
+        model, tokenizer = fuse.load(folder)
+        bits = compute_bits_per_weight(model)
+        if on_cpu():
+            multiply_unpacked(model)
+        loaded = Loaded(model, tokenizer, self.parts.loaded.config, self.parts.loaded.lineage)
+        return Measured(
+            scores=evaluate(model, data).metrics,
+            against=diverge(model, data, self.spec.compared_tokens, self._logits(reference)),
+            bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+            bits=bits,
+            written=gate.write(loaded, data, self.spec),
+        )
+
+    def _logits(self, whose: str) -> Path:
+        return self.scratch / f"logits-{whose}"
+
+    def _place(self, kind: str, name: str) -> Path:
+        """Serving reports the folder's name as the model's."""
+        folder = self.scratch / kind / name
+        folder.parent.mkdir()
+        return folder
+
+
+def _rounding(model: nn.Module) -> float:
+    """How far rounding may move a logit, as a share of the largest: two of bf16's eight bits where weights are 16 bits wide, else 0."""
+    wide = all(value.dtype in (mx.float32, mx.uint32) for value in flat(model.parameters()).values())
+    return 0.0 if wide else 2.0**-6
