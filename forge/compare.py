@@ -19,7 +19,7 @@ from rich.text import Text
 
 from forge.entry import Parser, entry
 from forge.errors import ConfigError, TrackingError
-from forge.reports import comparison, documents
+from forge.reports import comparison, comparison_answers, documents, questions
 from forge.reports.comparison import Compared, Groups, Verdict
 
 if TYPE_CHECKING:
@@ -46,12 +46,18 @@ def _compare(argv: list[str]) -> int:
     groups = _groups(client, asked.runs)
     alarms = comparison.warnings(groups)
     found = comparison.verdicts(groups, asked.confidence)
+    answered = comparison_answers.answered(groups, asked.confidence)
     tables = comparison.tables(groups, found, asked.confidence)
-    _print(alarms, found, tables)
-    files = _write(asked.out or Path(f"forge-compare-{'-'.join(map(_plain, groups))}"[:120]), groups, alarms, found, tables)
+    if table := comparison_answers.table(groups, answered, asked.confidence):
+        tables.insert(2, table)  # behind the losses
+    said = [*found, *(each.verdict for each in answered)]
+    note = comparison.caveat(found)
+    _print(alarms, said, note, tables)
+    folder = asked.out or Path(f"forge-compare-{'-'.join(map(_plain, groups))}"[:120])
+    files = _write(folder, groups, alarms, found, said, note, tables)
     print(f"\nwritten to {files[0].parent}")
     if not asked.no_log:
-        _log(client, groups, files, found)
+        _log(client, groups, files, said)
     return 0
 
 
@@ -104,8 +110,8 @@ def _read(client: "MlflowClient", wanted: str) -> Compared:
 
     base = wanted.endswith(_BASE)
     seen = reader.find(client, wanted.removesuffix(_BASE))
-    file = documents.BASE_FILE if base else documents.FILE
-    config, held = (reader.text(client, seen.id, name) for name in ("config/config.yaml", file))
+    names = (documents.BASE_FILE, questions.BASE_FILE) if base else (documents.FILE, questions.FILE)
+    config, held, asked = (reader.text(client, seen.id, name) for name in ("config/config.yaml", *names))
     of_base = {key.replace("base/", "final/", 1): value for key, value in seen.metrics.items() if key.startswith("base/")}
     return Compared(
         name=seen.name + _BASE * base,
@@ -117,6 +123,7 @@ def _read(client: "MlflowClient", wanted: str) -> Compared:
         digests={tag: seen.tags.get(f"forge.{tag}", "") for tag in comparison.DIGESTS},
         seconds=0.0 if base else (seen.ended or time.time() * 1000) / 1000 - seen.started / 1000,
         documents=documents.read(held) if held else None,
+        questions=questions.read(asked) if asked else None,
     )
 
 
@@ -133,7 +140,7 @@ def _settings(text: str) -> dict[str, str]:
 # ---- telling ----------------------------------------------------------------------------------------------------------
 
 
-def _print(alarms: Sequence[str], found: Sequence[Verdict], tables: Sequence[comparison.Table]) -> None:
+def _print(alarms: Sequence[str], said: Sequence[Verdict], note: str, tables: Sequence[comparison.Table]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
     for each in tables:
         console.print()
@@ -150,9 +157,9 @@ def _print(alarms: Sequence[str], found: Sequence[Verdict], tables: Sequence[com
     console.print()
     for alarm in alarms:
         console.print(_shown(f"WARNING: {alarm}", "bold red"), soft_wrap=True)
-    for one in found:
+    for one in said:
         console.print(_shown(one.sentence, _STYLES[one.word]), soft_wrap=True)
-    if note := comparison.caveat(found):
+    if note:
         console.print(_shown(note, "dim"), soft_wrap=True)
 
 
@@ -161,7 +168,16 @@ def _shown(text: str, style: str = "") -> Text:
     return Text("".join(char if char.isprintable() else "?" for char in text), style)
 
 
-def _write(folder: Path, groups: Groups, alarms: Sequence[str], found: Sequence[Verdict], tables: Sequence[comparison.Table]) -> list[Path]:
+def _write(
+    folder: Path,
+    groups: Groups,
+    alarms: Sequence[str],
+    found: Sequence[Verdict],
+    said: Sequence[Verdict],
+    note: str,
+    tables: Sequence[comparison.Table],
+) -> list[Path]:
+    """`found`: of losses, which the picture shows; `said`: these, and those of answers."""
     from forge.reports import comparison_figure, comparison_page
     from forge.reports.palette import THEMES
 
@@ -169,7 +185,7 @@ def _write(folder: Path, groups: Groups, alarms: Sequence[str], found: Sequence[
     title = " · ".join(groups)
     contents = {
         "compare.png": comparison_page.png(comparison_figure.draw(groups, found, alarms)),
-        "compare.html": comparison_page.page(title, found, alarms, tables, figures).encode(),
+        "compare.html": comparison_page.page(title, said, note, alarms, tables, figures).encode(),
     }
     if any(each.shared for each in found):
         contents["documents.csv"] = comparison_page.table(next(iter(groups)), found).encode()

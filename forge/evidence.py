@@ -4,18 +4,20 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from forge.assemble import Parts
 from forge.config import Config, dotted
 from forge.data import ledger
+from forge.evaluation.answers import Answer
+from forge.evaluation.examine import Examined
+from forge.evaluation.samples import Sample, rows
 from forge.models import device, trainable_parameters
 from forge.release import Released
-from forge.reports import html, lengths
+from forge.reports import html, lengths, questions
 from forge.reports.advice import Advice, advise
 from forge.reports.dashboard import draw
-from forge.samples import samples
-from forge.spec import History, Ledger, Metrics, Plan, Result, RunFacts
+from forge.spec import Data, History, Ledger, Metrics, Plan, Result, RunFacts
 from forge.tracking import provenance
 from forge.tracking.run import Run
 from forge.training.checkpoint import Store
@@ -88,6 +90,23 @@ def so_far(run: Run, config: Config, facts: RunFacts, history: History, checkpoi
         run.image(lambda: draw(points, replace(facts, saved=_losses(saved))), "dashboard", points[-1][0])
 
 
+def sampled(run: Run, samples: Sequence[Sample]) -> None:
+    """The samples of one evaluation, in a file of its step."""
+    if samples:
+        run.text(json.dumps(rows(samples), indent=1, ensure_ascii=False), f"evaluation/samples/step-{samples[0][0]:08d}.json")
+
+
+def examined(run: Run, which: Literal["base", "final"], found: Examined, data: Data, max_new_tokens: int) -> None:
+    """What one of the two models was asked, and what came of it."""
+    run.summary(found.metrics(which, data))
+    if found.answers:
+        run.text(found.file(data, max_new_tokens), questions.BASE_FILE if which == "base" else questions.FILE)
+    if found.kept:
+        names = ("kind", "prompt", "answer", "followed")
+        ending = "_base" if which == "base" else ""
+        run.table({name: [getattr(each, name) for each in found.kept] for name in names}, f"evaluation/retention{ending}.json")
+
+
 def at_the_end(run: Run, config: Config, facts: RunFacts, result: Result, checkpoints: Store) -> Ended:
     """How training ended, also where it was stopped: the checkpoint that was chosen, the dashboard, and what to try next."""
     saved = checkpoints.evaluated()
@@ -113,12 +132,15 @@ def report(
     ended: Ended,
     scores: Metrics,
     plan: Sequence[tuple[str, float, float]],
+    samples: Sequence[Sample],
+    written: Sequence[Answer],
 ) -> None:
-    """The whole run as one page. `scores`: final/… and test/… of the chosen checkpoint, whose weights the model holds; `plan`: what was
-    estimated, how much, and what it came to."""
+    """The whole run as one page. `scores`: final/… and test/… of the chosen checkpoint; `plan`: what was estimated, how much, and what it
+    came to; `samples`: of each evaluation; `written`: the chosen checkpoint's, which the page shows."""
     own = again(overrides)
-    written = samples(parts.loaded, parts.data)
-    run.table({"prompt": [prompt for prompt, _ in written], "text": [text for _, text in written]}, "evaluation/samples.json")
+    best = ended.result.best_step
+    if table := rows([*(each for each in samples if each[0] != best), *((best, each) for each in written)]):
+        run.table({name: [row[name] for row in table] for name in table[0]}, "evaluation/samples.json")
     page = html.page(
         ended.result.history,
         ended.facts,
@@ -127,7 +149,7 @@ def report(
         advice=ended.advice,
         scores=scores,
         plan=plan,
-        samples=written,
+        samples=[(each.prompt, each.text) for each in written],
         ledger=ledger.table(account),
         config=config.yaml(),
         overrides=own,

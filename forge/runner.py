@@ -11,11 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forge import blas, estimate, evidence
+from forge import blas, estimate, evidence, paths
 from forge.assemble import Parts, assemble, plan, planned, setup_of, store_of, update_of
 from forge.config import Config
 from forge.data import ledger
 from forge.errors import DataError, TrackingError
+from forge.evaluation import samples
+from forge.evaluation.examine import examine
+from forge.evaluation.harness import require
+from forge.evaluation.samples import Sample
 from forge.evidence import Ended
 from forge.progress import Display
 from forge.release import Released, release
@@ -77,6 +81,7 @@ def train(config: Config, overrides: list[str]) -> Outcome | None:
 
     Raises ForgeError, and Stopped on a signal.
     """
+    require(config.evaluation.harness)
     ranks = world()  # before signals are handled: processes that wait for each other can't be interrupted otherwise
     blas.share_cores(ranks.on_machine)
     with Interrupts() as interrupts, ranks.quiet():
@@ -101,7 +106,8 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
         if forecast:
             run.text(json.dumps(vars(forecast), indent=2), "plan/plan.json")
         started = time.perf_counter()
-        ended = _fit(run, job, named, ranks, interrupts)
+        shown: list[Sample] = []
+        ended = _fit(run, job, named, ranks, interrupts, shown)
         result = ended.result
         run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step} | evidence.realised(result))
         print(f"{result.reason}; best checkpoint: {result.best_why}")
@@ -110,12 +116,15 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
         checkpoint.load_weights(job.parts.loaded.model, job.checkpoints.at(result.best_step))
         scores = _scores(run, job, result)
         run.summary(scores)
+        found = examine(job.parts.loaded, job.parts.data, config.evaluation)
+        evidence.examined(run, "final", found, job.parts.data, config.evaluation.max_new_tokens)
+        written = samples.at_the_end(job.parts.loaded, job.parts.data, config.evaluation, found.answers)
         scored = estimate.score(forecast, result, time.perf_counter() - started) if forecast and not run.resumed else []
         run.summary({f"plan/{one.name}_ratio": one.ratio for one in scored})
         compared = [(one.words, one.estimated, one.measured) for one in scored]
-        evidence.report(run, config, overrides, job.parts, account, ended, scores, compared)
+        evidence.report(run, config, overrides, job.parts, account, ended, scores, compared, shown, written)
         released = None
-        if config.release.enabled and not run.parent:  # a sweep chooses among its children
+        if config.releases:  # a sweep chooses among its children
             released = release(config, job.parts, job.checkpoints.at(result.best_step), run.id)
             run.summary({"release/max_logit_difference": released.max_logit_difference})
             print(released.sentence(config.release.alias))
@@ -133,8 +142,8 @@ def _follow(config: Config, ranks: World, interrupts: Interrupts) -> None:
             job.fit(lambda metrics, step: None, stop=asked, bound=bound, world=ranks)
 
 
-def _fit(run: Run, job: _Job, named: Path | None, ranks: World, interrupts: Interrupts) -> Ended:
-    """Train, and show it: in the terminal, as metrics, and as a dashboard at each evaluation."""
+def _fit(run: Run, job: _Job, named: Path | None, ranks: World, interrupts: Interrupts, shown: list[Sample]) -> Ended:
+    """Train, and show it: in the terminal, as metrics, and as a dashboard and samples at each evaluation; these go to `shown` too."""
     first = checkpoint.step_of(named) if named else job.checkpoints.last_step()
     with (
         interrupts.patient(run.asked_to_stop, ranks.any) as asked,
@@ -149,9 +158,14 @@ def _fit(run: Run, job: _Job, named: Path | None, ranks: World, interrupts: Inte
 
         def watch(snapshot: Snapshot) -> None:
             evidence.so_far(run, job.config, facts, snapshot.history, job.checkpoints)
+            made = [(snapshot.step, each) for each in samples.so_far(job.parts.loaded, job.parts.data, job.config.evaluation)]
+            evidence.sampled(run, made)
+            shown.extend(made)
 
         def base(measured: Full) -> None:
             run.text(_documents(job, measured), documents.BASE_FILE)
+            found = examine(job.parts.loaded, job.parts.data, job.config.evaluation)
+            evidence.examined(run, "base", found, job.parts.data, job.config.evaluation.max_new_tokens)
 
         result = job.fit(emit, resume=named, stop=asked, watch=watch, base=base, bound=bound, world=ranks)
         return evidence.at_the_end(run, job.config, facts, result, job.checkpoints)
@@ -183,7 +197,7 @@ def _to_resume(config: Config) -> tuple[str | None, Path | None]:
         if found is None:
             print("resume=auto: no unfinished run of this configuration, so a new one starts")
         return found, None
-    folder = Path(config.resume).expanduser()
+    folder = paths.given("resume", config.resume)
     if folder.is_dir():
         folder = checkpoint.last_in(folder) or folder  # a run's whole folder means its last checkpoint
         return resume.resumable(config.tracking, checkpoint.run_id(folder)), folder

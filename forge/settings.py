@@ -41,6 +41,33 @@ def _memory(value: str) -> str:
     return value
 
 
+RECIPE = re.compile(
+    r"(?:(?P<plain>\d)bit|mixed_(?P<mixed>2_6|3_4|3_6|4_6)|dynamic_(?P<dynamic>\d_\d)|(?P<method>awq|dwq|gptq)(?:-(?P<bits>\d)bit)?)(?:-g(?P<group>32|64|128))?"
+)
+BITS = {2, 3, 4, 5, 6, 8}  # that MLX packs
+_BITS_OF = {"gptq": {2, 4, 8}, "dwq": BITS - {8}}  # that mlx-lm's GPTQ packs, and whose scales its DWQ trains
+
+
+def _recipe(value: str) -> str:
+    found = RECIPE.fullmatch(value)
+    if not found:
+        raise ValueError(f"{value!r}: write 4bit, 4bit-g32, mixed_3_6, dynamic_4_6, awq, dwq-3bit, gptq-4bit-g64 or the like")
+    bits = {int(bits) for bits in re.findall(r"\d", (found["plain"] or found["bits"] or found["dynamic"] or ""))}
+    valid = _BITS_OF.get(found["method"] or "", BITS)
+    if not bits <= valid:
+        raise ValueError(f"{value!r}: bits are {', '.join(map(str, sorted(valid)))}")
+    if found["dynamic"] and not found["dynamic"][0] < found["dynamic"][2]:
+        raise ValueError(f"{value!r}: write the fewer bits first, as in dynamic_4_6")
+    return value
+
+
+def _recipes(value: Any) -> Any:
+    listed = [] if value is None else value if isinstance(value, list) else [value]
+    if len(set(map(str, listed))) < len(listed):
+        raise ValueError(f"{value}: the same recipe twice")
+    return listed
+
+
 Duration = Annotated[str, BeforeValidator(_duration)]
 Cadence = Annotated[Duration, AfterValidator(_cadence)]
 Length = Annotated[Duration, AfterValidator(_length)]
@@ -51,6 +78,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 Role = Literal["norm", "bias", "embedding", "head", "lora_a", "lora_b", "matrix"]
 MemoryLimit = Annotated[str, AfterValidator(_memory)]
+Recipes = Annotated[list[Annotated[str, AfterValidator(_recipe)]], BeforeValidator(_recipes)]
 OverLength = Literal["error", "drop", "split", "truncate_left", "truncate_right"]
 Mask = Literal["all", "assistant", "last"]
 
@@ -168,24 +196,78 @@ class TrainerSpec:
 
 
 @checked(frozen=True, config=_STRICT)
+class HarnessSpec:
+    """Tasks of EleutherAI's lm-evaluation-harness, by name; none: it is not run. `include_path`: a folder of one's own tasks.
+
+    `limit`: at most so many rows a task; `fewshot`: how many examples go before each, null: as the task says. `chat`: put what is asked
+    into the model's chat template.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    include_path: str | None = None
+    limit: Count | None = None
+    fewshot: Annotated[int, Field(ge=0)] | None = None
+    chat: bool = False
+
+
+@checked(frozen=True, config=_STRICT)
 class EvaluationSpec:
     """`max_tokens`: at most that many targets a source for each validation during training, always the same ones.
 
     `full_tokens`: the same for the base before training, the best checkpoint after it, and the test; null: all there are.
+    `answers`: how many held-out questions of a source the base and the best checkpoint answer, to be scored; `samples`: how many at each
+    evaluation, to be read. 0: none. `max_new_tokens`: of an answer. `retention`: ask the instructions of forge.evaluation.instructions too.
     """
 
     max_tokens: Count
     full_tokens: Count | None = None
+    answers: Annotated[int, Field(ge=0)] = 0
+    samples: Annotated[int, Field(ge=0)] = 0
+    max_new_tokens: Count = 128
+    retention: bool = False
+    harness: HarnessSpec = field(default_factory=HarnessSpec)
 
 
 @checked(frozen=True, config=_STRICT)
 class ReleaseSpec:
-    """`max_logit_difference`: how far the fused model's logits may lie from those of the evaluated one."""
+    """Where a model is registered, how it is quantised, and what it has to show for an alias: else the gate refuses it.
+
+    `alias` goes to what is better on the same tokens, `challenger` to the newest that passed the gate and is not.
+    `max_logit_difference`: how far the fused model's logits may lie from those of the evaluated one.
+    `quantise`: recipes; each one's model is registered as NAME-RECIPE. `calibration_tokens`: of the training text, for awq, dwq, gptq and
+    dynamic. `compared_tokens`: held-out targets at which two models' logits are held against each other.
+    `max_kl`, `min_agreement`, `max_loss_rise`: a quantised model's divergence from the fused one (nats a token), the share of tokens at
+    which both find the same one likeliest, and how far its validation loss may lie above the fused one's (nats a token).
+    `max_regression`: how far the tuned model's validation loss may lie above the base's (nats a token).
+    `answers`, `answer_tokens`: how many held-out questions and beginnings of a source are gone on from, and how far.
+    `max_degenerate`: the share of these that may be empty, or one token for ever. `min_ended`: the share of answers that have to end by
+    themselves, among those whose reference takes at most half of `answer_tokens`.
+    `max_size_gb`: what the model may take on disk; null: no limit. A quantised one has to be smaller than the fused one in any case.
+    """
 
     enabled: bool
     name: Annotated[str, Field(pattern=r"^[^/:]+$")]
     alias: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
     max_logit_difference: Positive
+    challenger: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")] = "challenger"
+    quantise: Recipes = field(default_factory=list)
+    calibration_tokens: Annotated[int, Field(ge=1024)] = 65536
+    compared_tokens: Count = 2048
+    max_kl: Positive = 0.2
+    min_agreement: Share = 0.8
+    max_loss_rise: NotNegative = 0.1
+    max_regression: NotNegative = 0.01
+    answers: Count = 8
+    answer_tokens: Annotated[int, Field(ge=16)] = 128
+    max_degenerate: Share = 0.5
+    min_ended: Share = 0.5
+    max_size_gb: Positive | None = None
+
+    @model_validator(mode="after")
+    def _has_two_aliases(self) -> "ReleaseSpec":
+        if self.alias == self.challenger:
+            raise ValueError(f"alias and challenger are both {self.alias!r}: one is for the best version, the other for the newest")
+        return self
 
 
 @checked(frozen=True, config=_STRICT)

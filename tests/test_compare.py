@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from forge.compare import main
-from forge.reports import documents
+from forge.evaluation.scores import Scored
+from forge.reports import documents, questions
 from forge.settings import TrackingSpec
 from forge.tracking import store
 from forge.tracking.run import Run
@@ -22,7 +23,7 @@ Compare = Callable[..., tuple[int, str, str]]
 
 def tracked(name: str, level: float = 2.0, seed: int = 0, **changes: Any) -> str:
     """A run that measured 40 documents at `level` nats a token, give or take; `raises`: it failed before its end. Returns its id."""
-    kept = {"digest": "f" * 64, "raises": False, "documents": True} | changes
+    kept = {"digest": "f" * 64, "raises": False, "documents": True, "answers": False} | changes
     spec = TrackingSpec(uri=None, experiment="compare", run_name=name, parent_run=None, dashboard=True, tags={})
     try:
         with open_run(spec, f"{name} {seed}") as run:
@@ -41,6 +42,9 @@ def tracked(name: str, level: float = 2.0, seed: int = 0, **changes: Any) -> str
             run.summary({"final/loss": level, "final/loss/a": level, "best/val_loss": level, "best/step": 27.0})
             if kept["documents"]:
                 _documents(run, documents.FILE, level, seed, kept["digest"])
+            if kept["answers"]:
+                _answers(run, questions.BASE_FILE, 5)
+                _answers(run, questions.FILE, 25)
     except KeyError:
         pass
     return run.id
@@ -50,6 +54,12 @@ def _documents(run: Run, file: str, level: float, seed: int, digest: str) -> Non
     draw = np.random.default_rng(seed)
     rows = [(f"a/{n:02}", (20 + n) * (level + 0.02 * float(draw.normal())), 20 + n) for n in range(40)]
     run.text(documents.text(digest, {"a": rows}), file)
+
+
+def _answers(run: Run, file: str, right: int) -> None:
+    """To 30 questions, the first `right` as in the data."""
+    rows = [Scored(f"q/{n:02}", "yes" if n < right else "no", "yes", ended=True) for n in range(30)]
+    run.text(questions.text({"a": rows}, (), 32), file)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +73,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ids = {name: tracked(name, level, seed) for name, level, seed in (("old", 2.0, 1), ("lr=0.1", 1.9, 2), ("again", 2.0, 3))}
         ids["failed"] = tracked("failed", raises=True)
         ids["elsewhere"] = tracked("elsewhere", 1.0, 4, digest="0" * 64)
+        ids["asked"] = tracked("asked", 2.0, 6, answers=True)
         ids["ancient"] = tracked("ancient", 1.5, 5, documents=False)
         yield ids
 
@@ -120,6 +131,19 @@ def test_a_run_is_held_against_what_it_started_from(compare: Compare, runs: dict
     code, out, _ = compare("old@base", "old")
     assert code == 0 and "old is better than old@base by 1.0" in out
     assert "compare.png" in artifacts(runs["old"], "compare/base")
+
+
+def test_answers_to_the_same_questions_are_compared_too(compare: Compare, runs: dict[str, str], tmp_path: Path) -> None:
+    """5 and 25 of 30 answered as in the data."""
+    code, out, _ = compare("asked@base", "asked")
+    verdict = "asked answers better than asked@base: F1 0.833 against 0.167"
+    assert code == 0 and verdict in out and "asked is better than asked@base" in out
+    row = next(line.split() for line in out.splitlines() if line.startswith("exact match  a "))
+    assert row[:6] == ["exact", "match", "a", "0.167", "0.833", "+0.667"]
+    assert verdict in (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    assert verdict in client().get_run(runs["asked"]).data.tags["forge.compare.base"]
+    code, out, _ = compare("old", "asked", "--no-log")
+    assert code == 0 and "can't tell the answers of asked from those of old: old has no evaluation/answers.json" in out
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 from forge.reports import documents, verdict
 from forge.reports.curves import compact, duration, finite, signed
 from forge.reports.documents import Documents, Shared
+from forge.reports.questions import Questions
 from forge.reports.verdict import Difference
 from forge.spec import History, Metrics
 
@@ -24,7 +25,7 @@ _NONE = "–"
 
 @dataclass(frozen=True)
 class Compared:
-    """One run, as the store has it. `settings` by dotted name; `seconds` on the clock; `documents`: None where it has none (yet)."""
+    """One run, as the store has it. `settings` by dotted name; `seconds` on the clock; `documents`, `questions`: None where it has none."""
 
     name: str
     id: str
@@ -35,6 +36,7 @@ class Compared:
     digests: Mapping[str, str]
     seconds: float
     documents: Documents | None
+    questions: Questions | None = None
 
 
 Groups = Mapping[str, Sequence[Compared]]  # by label, in the order asked for; a run alone, or runs that differ in their seeds
@@ -141,11 +143,16 @@ def _paired(first_label: str, first: Sequence[Compared], label: str, group: Sequ
     if shared is None and cut_otherwise and len({run.digests.get("data_digest") for run, _ in measured}) == 1:
         shared = documents.text_bytes([held for _, held in measured], [_bytes(run, held) for run, held in measured])
     if shared is not None:
-        seeds, others = ([run.settings.get("seed") for run, _ in side] for side in sides)
-        return _Pair(shared, len(sides[0]), matched=seeds == others and len(set(seeds)) == len(seeds) > 1)
+        return _Pair(shared, len(sides[0]), same_seeds(*([run for run, _ in side] for side in sides)))
     if cut_otherwise:
         return "can't be compared on different tokens, and their tokenizers were not measured on the same text either"
     return "can't be compared on different tokens: give them the same data, sequence_length, split and evaluation.full_tokens"
+
+
+def same_seeds(first: Sequence[Compared], second: Sequence[Compared]) -> bool:
+    """Whether both are several runs of the same seeds, in the same order."""
+    seeds, others = ([run.settings.get("seed") for run in side] for side in (first, second))
+    return seeds == others and len(set(seeds)) == len(seeds) > 1
 
 
 def _why_none(runs: Sequence[Compared]) -> str:

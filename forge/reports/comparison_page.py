@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from forge.reports import comparison
 from forge.reports.comparison import Table, Verdict
 from forge.reports.palette import THEMES
 
@@ -29,7 +28,7 @@ th { color: var(--grey); font-weight: 600 }
 <h1>{{ title }}</h1>
 {% for alarm in alarms %}<p class="alarm">{{ alarm }}</p>
 {% endfor %}{% for each in verdicts %}<p class="verdict"><b>{{ each.word }}</b> · {{ each.sentence }}</p>
-{% endfor %}{% if caveat %}<p class="note">{{ caveat }}</p>
+{% endfor %}{% if note %}<p class="note">{{ note }}</p>
 {% endif %}<picture><source media="(prefers-color-scheme: dark)" srcset="{{ pictures.dark }}"><img src="{{ pictures.light }}" alt="
 {%- for each in verdicts %}{{ each.sentence }}. {% endfor %}"></picture>
 {% for table in tables %}<h2>{{ table.title }}</h2>
@@ -41,16 +40,16 @@ th { color: var(--grey); font-weight: 600 }
 """
 
 
-def page(title: str, verdicts: Sequence[Verdict], alarms: Sequence[str], tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
-    """figures: of each theme."""
+def page(
+    title: str, verdicts: Sequence[Verdict], note: str, alarms: Sequence[str], tables: Sequence[Table], figures: Mapping[str, Figure]
+) -> str:
+    """note: what the verdicts don't say. figures: of each theme."""
     from jinja2 import Environment
 
     pictures = {theme: f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}" for theme, figure in figures.items()}
     styles = {theme: palette.named for theme, palette in THEMES.items()}
     template = Environment(autoescape=True).from_string(_PAGE)
-    return template.render(
-        title=title, verdicts=verdicts, alarms=alarms, caveat=comparison.caveat(verdicts), tables=tables, pictures=pictures, **styles
-    )
+    return template.render(title=title, verdicts=verdicts, alarms=alarms, note=note, tables=tables, pictures=pictures, **styles)
 
 
 def png(figure: Figure) -> bytes:

@@ -1,13 +1,22 @@
 """Every metric that a run logs: its unit, what it is, when it comes and from where. The README's table is made from this one.
 
-In a name <source> stands for a data source, <reason> for why rows were left out, <set> for val, base, final or test, <n> for a number.
+In a name <source> stands for a data source, <reason> for why rows were left out, <set> for val, base, final or test, <n> for a number,
+<kind> for a kind of instruction, <task> and <metric> for lm-evaluation-harness's own.
 """
 
 import re
 from dataclasses import dataclass
 from functools import cache
 
-_PLACES = {"source": r"[\w.-]+", "reason": r"[\w./-]+", "set": "(?:val|base|final|test)", "n": r"\d+"}
+_PLACES = {
+    "source": r"[\w.-]+",
+    "reason": r"[\w./-]+",
+    "set": "(?:val|base|final|test)",
+    "n": r"\d+",
+    "kind": r"[\w-]+",
+    "task": r"[\w./-]+",
+    "metric": r"[\w.-]+",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,9 @@ GROUPS = (
             Metric("perf/tokens_per_s", "tokens/s", "tokens of the step, padding left out, by perf/step_s"),
             Metric("perf/targets_per_s", "targets/s", "targets of the step by perf/step_s"),
             Metric("perf/fill_share", "share of 1", "positions of the step's batches that hold a token"),
-            Metric("perf/eta_s", "s", "until the last step and its evaluation are done, at the mean pace of steps and of evaluations so far"),
+            Metric(
+                "perf/eta_s", "s", "until the last step and its evaluation are done, at the mean pace of steps and of evaluations so far"
+            ),
             Metric("perf/eval_s", "s", "the evaluation; at each evaluation"),
             Metric("perf/full_eval_s", "s", "the base's evaluation on the full validation set; at the start"),
         ),
@@ -84,6 +95,43 @@ GROUPS = (
             Metric("final/forgetting/<source>", "nats a target", "the same on the full validation set"),
             Metric("val/unigram_loss", "nats a target", "what token frequencies alone reach on the same targets; at the start"),
             Metric("val/unigram_loss/<source>", "nats a target", "the same of the source; at the start"),
+        ),
+    ),
+    Group(
+        "Answers",
+        "base: before the first step; final: of the best checkpoint, at the end; where there are conversations, or what is named is on",
+        "forge/evaluation/scores.py, forge/evaluation/retention.py, forge/evaluation/harness.py",
+        (
+            Metric(
+                "<set>/exact_match",
+                "share of 1",
+                "held-out questions whose answer is the reference, but for case, punctuation and articles",
+            ),
+            Metric("<set>/exact_match/<source>", "share of 1", "the same of the source"),
+            Metric("<set>/f1", "1", "the mean over questions of the F1 of the answer's words against the reference's"),
+            Metric("<set>/f1/<source>", "1", "the same of the source"),
+            Metric("<set>/bleu", "0 to 100", "sacreBLEU of all answers against their references"),
+            Metric("<set>/bleu/<source>", "0 to 100", "the same of the source"),
+            Metric("<set>/rouge1", "1", "the mean F-measure of shared words"),
+            Metric("<set>/rouge1/<source>", "1", "the same of the source"),
+            Metric("<set>/rouge2", "1", "the mean F-measure of shared pairs of words"),
+            Metric("<set>/rouge2/<source>", "1", "the same of the source"),
+            Metric("<set>/rougeL", "1", "the mean F-measure of the longest common subsequence of words"),
+            Metric("<set>/rougeL/<source>", "1", "the same of the source"),
+            Metric("<set>/ended", "share of 1", "answers that ended by themselves within `evaluation.max_new_tokens`"),
+            Metric("<set>/ended/<source>", "share of 1", "the same of the source"),
+            Metric("<set>/answers", "questions", "that were asked"),
+            Metric("<set>/answers/<source>", "questions", "of the source"),
+            Metric(
+                "<set>/retention", "share of 1", "instructions of the retention suite that were followed; where evaluation.retention is on"
+            ),
+            Metric("<set>/retention/<kind>", "share of 1", "of these, by kind"),
+            Metric(
+                "harness/<task>/<metric>",
+                "the task's",
+                "lm-evaluation-harness on the evaluated model; where evaluation.harness names tasks",
+            ),
+            Metric("base/harness/<task>/<metric>", "the task's", "the same on the base"),
         ),
     ),
     Group(

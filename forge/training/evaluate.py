@@ -80,7 +80,7 @@ def baseline(data: Data) -> dict[str, float]:
 
 def row_losses(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[float, int]]:
     """The summed loss (nats) and the number of targets of each row, with dropout off while it is gone through."""
-    with _evaluating(model):
+    with evaluating(model):
         for batch in batches:
             losses_B = np.array(token_losses(model, batch).sum(axis=1))
             yield from zip(losses_B.tolist(), batch.mask_BT[:, 1:].sum(axis=1).tolist(), strict=True)
@@ -88,7 +88,7 @@ def row_losses(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[flo
 
 def piece_losses(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[str, float, int]]:
     """Of each piece of a document in the rows: the document's name, its summed loss (nats) and targets, with dropout off meanwhile."""
-    with _evaluating(model):
+    with evaluating(model):
         for batch in batches:
             losses_BT, mask_BT = np.array(token_losses(model, batch)), batch.mask_BT[:, 1:]
             for row, row_id in enumerate(batch.row_ids):
@@ -116,7 +116,7 @@ def document_names(row_id: str, lengths: Sequence[int]) -> list[str]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode; each gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

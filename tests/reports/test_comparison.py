@@ -229,7 +229,9 @@ def test_the_page_needs_nothing_else_and_trusts_no_name() -> None:
     groups = {"A": [make("A")], name: [make(name, 1.75)]}
     found = comparison.verdicts(groups, 0.95)
     figures = {theme: comparison_figure.draw(groups, found, palette=palette) for theme, palette in (("light", LIGHT), ("dark", DARK))}
-    page = comparison_page.page(" · ".join(groups), found, ["a warning"], comparison.tables(groups, found, 0.95), figures)
+    page = comparison_page.page(
+        " · ".join(groups), found, comparison.caveat(found), ["a warning"], comparison.tables(groups, found, 0.95), figures
+    )
     assert "<script" not in page and "&lt;script&gt;" in page
     assert not re.findall(r"(?:src|href|srcset)=\"(?!data:)|https?://|@import|url\(", page)
     assert page.count("data:image/png;base64,") == 2 and "a warning" in page and "Configuration, where it differs" in page

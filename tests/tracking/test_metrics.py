@@ -21,6 +21,15 @@ ELSEWHERE = {
     "plan/tokens_ratio": 'Score("tokens"',
     "plan/seconds_ratio": 'Score("seconds"',
     "plan/peak_memory_ratio": 'Score("peak_memory"',
+    **{
+        f"<set>/{name}{source}": 'f"{prefix}/{name}/{source}"'
+        for name in ("exact_match", "f1", "bleu", "rouge1", "rouge2", "rougeL", "ended", "answers")
+        for source in ("", "/<source>")
+    },
+    "<set>/retention": 'f"{prefix}/retention{kind}"',
+    "<set>/retention/<kind>": 'f"{prefix}/retention{kind}"',
+    "harness/<task>/<metric>": 'f"harness/{task}/',
+    "base/harness/<task>/<metric>": 'f"{prefix}/{key}"',
     "best/val_loss": "best/val_loss",
     "best/step": "best/step",
     "sweep/finished": "sweep/finished",

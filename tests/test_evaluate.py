@@ -1,0 +1,129 @@
+"""python -m forge.evaluate: models and runs measured, what is logged and shown of them, and what is refused."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forge.evaluate import main
+from forge.models import Loaded, fuse
+from tests.place import ROOT, Life, Place, clean, looks_at
+
+_DATA = ("data=files", "data.template=simple", "data.sequence_length=96", "data.valid_fraction=0.4", "data.test_fraction=0.1")
+_ASKED = ("evaluation.answers=9", "evaluation.samples=2", "evaluation.max_new_tokens=8")
+
+
+def talk(folder: Path) -> Path:
+    """60 conversations, whose answer stands in the question; and the list that names them."""
+    turns = [[{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"it is {n}"}] for n in range(60)]
+    (folder / "talk.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    (folder / "files.txt").write_text("talk.jsonl\n")
+    return folder / "files.txt"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 2, "which model? Write model=models:/NAME@ALIAS, model=FOLDER, or run=RUN"),
+        (["data=instructions"], 2, "which model?"),
+        (["run=a", "model=b"], 2, "model=b: run=RUN has its own model and base; leave it out"),
+        (["run=a", "base=b"], 2, "base=b: run=RUN has its own model and base; leave it out"),
+        (["run=a", "run=b"], 2, "run=: give one run"),
+        (["base=", "model=/tmp"], 2, "base=: give one model"),
+        (["model=/tmp", "adapter=lora"], 2, "adapter=lora: a model is measured as it is; leave it out, or train"),
+        (["model=/tmp", "evaluation.answer=3"], 2, "evaluation.answer: unknown key; did you mean 'answers'?"),
+        (["model=/tmp", "seed=1,2", "-m"], 2, "evaluate looks at one configuration: leave out -m"),
+        (["model=/no/such"], 2, "model=/no/such: there is no such folder"),
+        (["model=/tmp", "base=/no/such"], 2, "model=/no/such: there is no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line(capfd: pytest.CaptureFixture[str], words: list[str], code: int, said: str) -> None:
+    assert main(words) == code
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith(f"error: {said}") and err.count("\n") == 1
+
+
+def test_help_is_said_without_a_model(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert capfd.readouterr().out.startswith("python -m forge.evaluate model=MODEL")
+
+
+@pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes:DeprecationWarning")  # MLflow's log_table, on pandas 3
+def test_two_models_are_measured_side_by_side(
+    home: Path, make_tiny_model: Callable[..., Loaded], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Random weights of two seeds. Each one's numbers are those that it has alone."""
+    from forge.reports import documents, questions
+    from forge.tracking import reader
+
+    folders = []
+    for seed in (0, 1):
+        loaded = make_tiny_model(seed)
+        fuse.save(fuse.fuse(loaded), tmp_path / f"m{seed}")
+        folders.append(str(tmp_path / f"m{seed}"))
+    common = [*_DATA, f"data.path={talk(tmp_path)}", *_ASKED, "evaluation.retention=true", "tracking.experiment=measured"]
+    assert main([f"model={folders[1]}", f"base={folders[0]}", *common, "tracking.run_name=both", "tracking.system_metrics=null"]) == 0
+    out = capfd.readouterr().out
+    assert main([f"model={folders[0]}", *common, "tracking.run_name=alone", "tracking.system_metrics=null"]) == 0
+    client = reader.opened(None)
+    both, alone = (reader.find(client, name) for name in ("both", "alone"))
+    assert both.status == "FINISHED" and both.tags["forge.kind"] == "evaluation"
+    assert both.tags["forge.base_model"].endswith(reader.find(client, "alone").tags["forge.final_model"].split("/")[-1])
+    for name in ("loss", "bits_per_byte/files", "f1", "exact_match/files", "retention", "retention/json"):
+        assert both.metrics[f"base/{name}"] == alone.metrics[f"final/{name}"], name
+    assert both.metrics["final/loss"] != both.metrics["base/loss"] and both.metrics["test/loss"] != alone.metrics["test/loss"]
+    forgotten = both.metrics["final/loss/files"] - both.metrics["base/loss/files"]
+    assert both.metrics["final/forgetting/files"] == pytest.approx(forgotten)
+    assert both.metrics["final/answers"] == 9 and "base/loss" not in alone.metrics
+    for file in (documents.FILE, documents.BASE_FILE, questions.FILE, questions.BASE_FILE):
+        assert reader.text(client, both.id, file)
+    samples = json.loads(reader.text(client, both.id, "evaluation/samples.json") or "")
+    assert samples["columns"] == ["model", "source", "prompt", "reference", "answer", "ended"] and len(samples["data"]) == 4
+    shown = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("loss ", "f1 ", "retention/json "))}
+    assert shown["loss"] == [f"{both.metrics[f'{which}/loss']:.4g}" for which in ("base", "final")] and len(shown) == 3
+    assert f"python -m forge.compare {both.id[:8]}@base {both.id[:8]}" in out
+
+
+# ---- as processes ------------------------------------------------------------------------------------------------------
+
+
+def trained_and_measured(place: Place) -> tuple[Life, int, str]:
+    data = [*_DATA, f"data.path={talk(place.folder)}", "evaluation.full_tokens=2000"]
+    life = place.life(
+        "asked",
+        *data,
+        *_ASKED,
+        "tracking.run_name=asked",
+        "evaluation.retention=true",
+    )
+    command = [sys.executable, "-m", "forge.evaluate", f"run={life.runs[0].info.run_id}", "allowed_targets=[planted.]"]
+    settings = clean() | {"FORGE_HOME": str(place.folder / "home"), "PYTHONPATH": f"{place.folder}:{ROOT}"}
+    done = subprocess.run(command, env=settings, cwd=place.folder / "elsewhere", capture_output=True, text=True, timeout=300)
+    return life, done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@looks_at(trained_and_measured)
+def test_a_run_asks_before_and_after_and_is_measured_again_to_the_digit(place: Place, told: Any) -> None:
+    life, code, output = told
+    assert life.code == code == 0, life.output + output
+    run, again = place.runs("asked")
+    if "forge.kind" in run.data.tags:
+        run, again = again, run
+    metrics = run.data.metrics
+    assert again.data.tags["forge.evaluates"] == run.info.run_id
+    for prefix in ("base", "final"):
+        assert metrics[f"{prefix}/answers"] == 9 and 0 <= metrics[f"{prefix}/retention"] <= 1
+        for name in ("loss", "f1", "rougeL", "bleu", "retention", "retention/case", "perplexity/files"):
+            assert again.data.metrics[f"{prefix}/{name}"] == metrics[f"{prefix}/{name}"], name
+    assert metrics["final/loss"] < metrics["base/loss"]
+    steps = {Path(each.path).name for each in place.client.list_artifacts(run.info.run_id, "evaluation/samples")}
+    assert steps == {f"step-{step:08d}.json" for step in (0, 5, 10, 15, 20)}
+    table = json.loads(Path(place.client.download_artifacts(run.info.run_id, "evaluation/samples.json")).read_text())
+    assert [row[0] for row in table["data"]] == [*(step for step in (0, 5, 10, 15, 20) for _ in range(2))]
+    kept = json.loads(Path(place.client.download_artifacts(run.info.run_id, "evaluation/retention_base.json")).read_text())
+    assert kept["columns"] == ["kind", "prompt", "answer", "followed"] and len(kept["data"]) == 40
