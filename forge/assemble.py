@@ -1,19 +1,23 @@
 """From a checked configuration to the parts of a run: model, data, plan. What train and release have in common."""
 
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from forge import data, models, paths, units
+from forge import audit, data, models, paths, units
 from forge.config import Config
+from forge.data import Corpus
 from forge.data.cache import Cache
 from forge.data.encode import Encoder
-from forge.data.templates import named
+from forge.data.survey import Survey
+from forge.data.templates import default, named
 from forge.errors import DataError, ModelError
 from forge.models import Loaded, parameters, trainable_parameters
 from forge.models.translate import window
-from forge.spec import Data, Fetch, Ledger, Packing, Plan
+from forge.spec import Data, Document, Fetch, Ledger, Packing, Plan
 from forge.training import guards
 from forge.training.checkpoint import Store
 from forge.training.formulation import on_cpu
@@ -34,19 +38,39 @@ class Parts:
 
 def assemble(config: Config, fetch: Fetch) -> Parts:
     """Read the rows, load the model, build the batches. Raises DataError and ModelError."""
-    template = named(config.data.template)
-    cache = Cache(paths.cache() / "data", config.data.cache_gb)
+    wanted = named(config.data.template)
+    cache = Cache(paths.cache() / "data", config.data.cache_gb, partial(audit.note, "delete cache"))
     corpus = data.read(config.data, config.sources, config.filters, cache)
     loaded = models.load(config.model, config.adapter, corpus.training_texts, config.seed, fetch, config.trainer.dtype)
     _check_fit(config, loaded)
     packing = _packing(config, loaded)
     if not packing.packed:
         print(f"forge: rows are {packing}")
-    if template is not None:
-        loaded.tokenizer.chat_template = template  # what is trained with is saved, and served
+    template = _chat(corpus, wanted, loaded.tokenizer)
     encoder = Encoder(loaded.tokenizer, template, config.data.mask)
     built = data.build(corpus, config.data, config.evaluation, encoder, cache, config.trainer.micro_batch, config.seed, packing)
     return Parts(loaded, built)
+
+
+def _chat(corpus: Corpus, wanted: str | None, tokenizer: Any) -> str | None:
+    """The chat template (jinja) in place of the tokenizer's own: `wanted`, or the default where there is none; else None.
+
+    The tokenizer gets it, so that what is trained with is saved and served. But not where conversations are only measured, or there are
+    none: a template is what tells an instructed model from a base.
+    """
+    trained = [corpus.weights[name] > 0 for name, source in corpus.surveys.items() if _talks(source)]
+    template = (wanted or default(tokenizer)) if trained else None
+    if any(trained):
+        tokenizer.split_special_tokens = False  # a template writes special tokens, to be taken for what they are
+    if any(trained) and template:
+        tokenizer.chat_template = template
+        tokenizer.has_chat_template = True  # mlx-lm's wrapper looked when it was made
+    return template
+
+
+def _talks(source: Survey) -> bool:
+    """Whether a row is more than a document."""
+    return any(not isinstance(row, Document) for row in source.rows)
 
 
 def _packing(config: Config, loaded: Loaded) -> Packing:
@@ -147,4 +171,4 @@ def setup_of(config: Config, loaded: Loaded) -> Setup:
 def store_of(config: Config, parts: Parts, run_id: str) -> Store:
     """The run's checkpoints, stamped with all that has to be the same for one to be gone on from."""
     stamp = {"configuration": config.identity, "data": parts.data.ledger.digest, "base model": parts.loaded.lineage.revision}
-    return Store(paths.checkpoints(run_id), run_id, stamp, config.trainer.keep)
+    return Store(paths.checkpoints(run_id), run_id, stamp, config.trainer.keep, partial(audit.note, "delete checkpoint"))

@@ -12,9 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from forge import binding, settings
 from forge.errors import ConfigError
+from forge.stages import STAGE
 
 # What decides where results go, and not which results they are.
-_NOT_IDENTITY = ("name", "resume", "tracking", "release", "sweep", "allowed_targets", "data.limits", "data.cache_gb", "callbacks.pruning")
+_NOT_IDENTITY = (
+    *("name", "resume", "tracking", "release", "sweep", "allowed_targets", "data.limits", "data.cache_gb", "callbacks.pruning"),
+    *(f"evaluation.{what}" for what in ("answers", "samples", "max_new_tokens", "retention", "harness")),
+)
 
 _SPECS: dict[str, type] = {
     "data": settings.DataSpec,
@@ -24,6 +28,9 @@ _SPECS: dict[str, type] = {
     "release": settings.ReleaseSpec,
     "tracking": settings.TrackingSpec,
     "sweep": settings.SweepSpec,
+}
+_INSTEAD = {  # of a key without a value
+    "model.uri": ", or name what to start from: model=models:/NAME@champion, model=FOLDER, or model=hub model.id=OWNER/NAME"
 }
 _TARGETS = ("model", "adapter", "objective", "optimizer")
 
@@ -76,6 +83,11 @@ class Config:
     sweep: settings.SweepSpec
     resolved: Mapping[str, Any]
 
+    @property
+    def releases(self) -> bool:
+        """Whether the run itself releases its best checkpoint: of a sweep's children the sweep chooses one, a chain's stages all do."""
+        return self.release.enabled and (self.tracking.parent_run is None or STAGE in self.tracking.tags)
+
     def yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.create(dict(self.resolved)))
 
@@ -115,7 +127,7 @@ def dotted(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 def bind(config: DictConfig, problems: binding.Problems) -> Config | None:
     """check() for who collects the problems of several configurations: adds them to `problems`, and is None when there are any."""
     for key in _missing(OmegaConf.to_container(config, resolve=False)):
-        problems.add(key, f"has no value yet: set {key}=…")
+        problems.add(key, f"has no value yet: set {key}=…{_INSTEAD.get(key, '')}")
     if problems:
         return None  # what refers to these can't be resolved
     try:

@@ -6,7 +6,6 @@ The jobs of a sweep are run by forge.sweep, each in a process of its own.
 """
 
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from forge import binding, paths
+from forge import binding, paths, stages, words
 from forge.config import Config, bind, check
 from forge.errors import ConfigError, ForgeError
+from forge.mistakes import in_our_words
+from forge.stages import Chain
 
 if TYPE_CHECKING:
     from forge.sweep.space import Space
@@ -31,7 +32,8 @@ class Jobs:
     """What a command line asks for: the checked jobs, and the keys in which they differ when it is a sweep.
 
     `overrides`: each job's own, for `config()` and, behind `flags`, for a process that runs it alone. `space`: where a search is to find
-    the jobs, this is what it looks through, and the jobs here are samples that cover its bounds and choices.
+    the jobs, this is what it looks through, and the jobs here are samples that cover its bounds and choices. `chain`: the jobs are its
+    stages, and those after the first don't know yet which version they start from.
     """
 
     configs: tuple[Config, ...]
@@ -41,17 +43,18 @@ class Jobs:
     show: bool  # --cfg: print, run nothing
     argv: tuple[str, ...]  # for Hydra: as typed, but any key is accepted, since all were checked
     flags: tuple[str, ...] = ()
-    hydra: DictConfig | None = None  # of a sweep: Hydra's own settings, such as its folder and launcher
+    hydra: DictConfig | None = None  # of a sweep or a chain: Hydra's own settings, such as its folder and launcher
     space: "Space | None" = None
     folders: tuple[Path, ...] = ()
     config_name: str | None = None
+    chain: Chain | None = None
 
     def config(self, overrides: Sequence[str]) -> Config:
         """The checked configuration of one more job. Raises ConfigError."""
         try:
             return check(_compose(list(overrides), list(self.folders), self.config_name))
         except _hydra_errors() as error:
-            raise ConfigError(_in_our_words(error)) from error
+            raise ConfigError(in_our_words(error)) from error
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class _Expanded:
     swept: tuple[str, ...] = ()
     hydra: DictConfig | None = None
     space: "Space | None" = None
+    chain: Chain | None = None
 
 
 def preflight(argv: list[str]) -> Jobs | None:
@@ -83,21 +87,21 @@ def preflight(argv: list[str]) -> Jobs | None:
         if not folder.is_dir():
             raise ConfigError(f"--config-dir {folder}: there is no such folder")
     _refuse_hidden(folders)
-    problems = binding.Problems()
+    typed = words.expanded(args.overrides, folders, args.multirun)
     try:
-        expanded = _expand(args.overrides, folders, args.config_name) if args.multirun else _Expanded([args.overrides])
-        configs = []
-        for job in expanded.jobs:
-            own = binding.Problems()
-            configs.append(bind(_compose(job, folders, args.config_name), own))
-            problems.extend(line for line in own if line not in problems)
+        expanded = _chained(typed, folders, args.config_name, args.multirun)
+        if expanded is None:
+            expanded = _expand(typed, folders, args.config_name) if args.multirun else _Expanded([typed])
+        configs, problems = _bound(expanded, folders, args.config_name)
     except _hydra_errors() as error:
-        raise ConfigError(_in_our_words(error)) from error
+        raise ConfigError(in_our_words(error)) from error
     if problems:
         raise ConfigError("\n".join(problems))
     if args.multirun:
         _refuse_resume(configs)
-    if expanded.space is None:
+    if expanded.chain:
+        _require_releases(expanded.chain, configs)
+    elif expanded.space is None:
         _refuse_duplicates(configs, expanded.jobs)
     flags = [word for word in argv if word not in args.overrides]  # Hydra takes them in front only
     return Jobs(
@@ -106,7 +110,7 @@ def preflight(argv: list[str]) -> Jobs | None:
         swept=expanded.swept,
         multirun=args.multirun,
         show=bool(args.cfg),
-        argv=(*flags, *(_accept_any_key(word, folders) for word in args.overrides)),
+        argv=(*flags, *(_accept_any_key(word, folders) for word in (stages.heads(typed) or () if expanded.chain else typed))),
         flags=(
             *_flag("--config-dir", args.config_dir and str(Path(args.config_dir).absolute())),
             *_flag("--config-name", args.config_name),
@@ -115,6 +119,7 @@ def preflight(argv: list[str]) -> Jobs | None:
         space=expanded.space,
         folders=tuple(folders),
         config_name=args.config_name,
+        chain=expanded.chain,
     )
 
 
@@ -145,6 +150,8 @@ def single(argv: list[str], refusal: str) -> Config | None:
         return None
     if asked.multirun:
         raise ConfigError(f"{refusal}: leave out -m")
+    if asked.chain:
+        raise ConfigError(f"{refusal}, and this is a chain of {' and '.join(asked.chain.stages)}: name the experiment of one of them")
     return asked.configs[0]
 
 
@@ -211,6 +218,42 @@ def _expand(overrides: list[str], folders: list[Path], config_name: str | None) 
     return _Expanded(BasicSweeper.split_arguments(of_jobs, None)[0], swept, composed.hydra)
 
 
+def _chained(typed: list[str], folders: list[Path], config_name: str | None, multirun: bool) -> _Expanded | None:
+    """The stages, where the configuration has any."""
+    heads = stages.heads(typed)
+    if heads is None or (multirun and any("," in word for word in heads)):  # a swept experiment's stages are unknown keys of its jobs
+        return None
+    composed = _compose(heads, folders, config_name, hydra_too=True)
+    if "stages" not in composed:
+        return None
+    if multirun:
+        raise ConfigError("a chain of stages can't be swept: leave out -m, or sweep one stage by its own experiment")
+    tree: dict[str, Any] = OmegaConf.to_container(_without_hydra(composed), resolve=True)  # type: ignore[assignment]
+    chain, listed = stages.read(tree)
+    found = stages.split(chain, listed, typed)
+    jobs = [words.expanded(found[stage], folders) for stage in chain.stages]
+    return _Expanded(jobs, hydra=composed.hydra, chain=chain)
+
+
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])  # parts of its own wait for a job
+
+
+def _bound(expanded: _Expanded, folders: list[Path], config_name: str | None) -> tuple[list[Config | None], list[str]]:
+    """The jobs' configurations, and their problems, each once; of a chain, each with its stage unless all have it."""
+    configs, found = [], []
+    for job in expanded.jobs:
+        problems = binding.Problems()
+        configs.append(bind(_compose(job, folders, config_name), problems))
+        found.append(list(problems))
+    if expanded.chain:
+        common = set.intersection(*map(set, found))
+        for stage, lines in zip(expanded.chain.stages, found, strict=True):
+            own = [line.replace("yet: set ", f"yet: set {stage}.", 1) for line in lines if line not in common]
+            lines[:] = [*(line for line in lines if line in common), *(f"{stage}.{line}" for line in own)]
+    return configs, list(dict.fromkeys(line for lines in found for line in lines))
+
+
 def _flag(name: str, value: str | None) -> tuple[str, ...]:
     return (name, value) if value else ()
 
@@ -231,6 +274,12 @@ def _refuse_duplicates(configs: list[Config | None], overrides: list[list[str]])
             raise ConfigError(f"two jobs of the sweep are the same experiment: {' '.join(job)}; sweep over what changes a result")
 
 
+def _require_releases(chain: Chain, configs: list[Config | None]) -> None:
+    for stage, after, config in zip(chain.stages, chain.stages[1:], configs, strict=False):
+        if config is not None and not config.release.enabled:
+            raise ConfigError(f"release.enabled=false: {after} starts from what {stage} releases; add {stage}.release.enabled=true")
+
+
 def _refuse_resume(configs: list[Config | None]) -> None:
     if any(config is not None and config.resume not in (None, "auto") for config in configs):
         raise ConfigError("resume=… names one run, but a sweep goes on by itself when the same command is typed again: leave it out")
@@ -240,23 +289,3 @@ def _hydra_errors() -> tuple[type[Exception], ...]:
     from hydra.errors import HydraException
 
     return HydraException, OmegaConfBaseException
-
-
-def _in_our_words(error: Exception) -> str:
-    """Hydra's message in one line, with the nearest valid name where an option does not exist."""
-    lines = [re.sub(r"\s+", " ", line).strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("Set the environment", "Config search path", "provider="))]
-    option = re.search(r"Could not find '(.+)/(.+)'", lines[0])
-    if option:
-        group, name = option.groups()
-        if group == "hydra/launcher":
-            return f"{group}={name}: there is no such launcher{binding.nearest(name, lines[2:])}; for jobs side by side here, sweep.jobs=N"
-        return f"{group}={name}: there is no such option{binding.nearest(name, lines[2:])}"
-    if found := re.match(r"Error merging 'hydra/launcher/(\w+)' with schema", lines[0]):
-        return f"hydra/launcher={found[1]}: Hydra's plugin of this name is installed and gets in the way; uninstall it, forge needs none"
-    override = getattr(error, "override", None)
-    if override:
-        return f"{override.removeprefix('++')}: not an override; write key=value, and quote what holds spaces or brackets"
-    if lines[0].startswith("Could not override 'experiment'"):
-        return "experiment=…: write +experiment=…, with a plus: the defaults hold none"
-    return "; ".join(lines).replace("'++", "'")

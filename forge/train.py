@@ -1,4 +1,4 @@
-"""python -m forge.train +experiment=… : one run, or with -m a sweep.
+"""python -m forge.train +experiment=… : one run, with -m a sweep, or a chain of runs where the experiment has stages.
 
 Heavy imports wait until the configuration is known to be right: a typo is refused in a second.
 """
@@ -35,6 +35,8 @@ def _train(argv: list[str]) -> int:
     paths.require_writable()
     if "MLX_RANK" in os.environ and asked.multirun:
         raise ConfigError("a sweep inside mlx.launch: leave out -m, and start each run with its own mlx.launch")
+    if "MLX_RANK" in os.environ and asked.chain:
+        raise ConfigError("a chain inside mlx.launch: start each stage with its own mlx.launch, by its experiment")
     if follows:  # it keeps nothing, so it needs no folder of Hydra's
         with lasting():
             from forge.runner import train
@@ -46,6 +48,11 @@ def _train(argv: list[str]) -> int:
             from forge.sweep.parent import sweep
 
         return sweep(asked)
+    if asked.chain:
+        with lasting():
+            from forge.chain import run_chain
+
+        return run_chain(asked)
     jobs.launch(_single, asked.argv)
     return 0
 

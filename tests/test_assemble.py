@@ -126,13 +126,6 @@ def test_a_budget_beyond_the_cap_on_epochs_is_refused(make_tiny_model: Any) -> N
         plan(configured(f"trainer.budget={data.max_batches + 1} steps"), data, peak=0.5)
 
 
-def test_the_template_that_is_trained_with_is_the_tokenizers_from_then_on(make_tiny_model: Any) -> None:
-    """So it is saved with the model, and served."""
-    parts = built(lambda *_: make_tiny_model(), "data.template=simple")
-    assert parts.loaded.tokenizer.chat_template
-    assert parts.data.ledger.template_digest
-
-
 def test_rows_longer_than_a_window_that_mlx_lm_ignores_are_refused(make_tiny_model: Callable[..., Loaded]) -> None:
     """Mistral's layers see sliding_window positions; mlx-lm's see all, which would be another model."""
 

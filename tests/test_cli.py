@@ -75,7 +75,7 @@ data: {sources: {poems: {weight: 2.0}}}
 def test_help_works_from_any_folder_and_writes_nothing(shell: Shell) -> None:
     done = shell.forge("--help")
     assert (done.code, done.errors) == (0, [])
-    assert "optimizer: adafactor, adam, adamw" in done.out and "experiment: quickstart" in done.out
+    assert "optimizer: adafactor, adam, adamw" in done.out and "experiment: cpt, cpt_ift, ift, quickstart" in done.out
     assert not shell.home.exists() and list(shell.cwd.iterdir()) == []
 
 

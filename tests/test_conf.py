@@ -39,7 +39,8 @@ def placed(group: str) -> str:
 def bound(name: str) -> Jobs:
     """The jobs that choosing this one option gives; what has no value yet gets dummy text."""
     group, _, option = name.rpartition("/")
-    argv = ["-m", f"{placed(group)}={option}", *FILLED.get(group, [])]  # -m: an experiment may sweep by itself
+    sweeps = "stages" not in OmegaConf.load(CONF / f"{name}.yaml")  # an experiment may sweep by itself, but for a chain
+    argv = [*(["-m"] if sweeps else []), f"{placed(group)}={option}", *FILLED.get(group, [])]
     try:
         jobs = preflight(argv)
     except ConfigError as error:

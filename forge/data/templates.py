@@ -7,11 +7,11 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
+from forge import paths
 from forge.errors import DataError
 from forge.spec import Message
 
@@ -42,6 +42,7 @@ _CHATML = """\
 """
 
 _NAMED = {"simple": _SIMPLE, "chatml": _CHATML}
+_DEFAULT = "simple"
 _GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 
 # Some templates write today's date. Data must be the same tomorrow, so they get the day that Llama 3's own template falls back to.
@@ -58,10 +59,19 @@ def named(template: str | None) -> str | None:
         known = ", ".join(_NAMED)
         raise DataError(f"data.template={template}: no such template; take {known}, a .jinja file, or null for the tokenizer's own")
     try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
+        return paths.given("data.template", template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise DataError(f"data.template={template}: can't be read ({what}); give the path of a jinja chat template") from error
+
+
+def default(tokenizer: Any) -> str | None:
+    """The template for a tokenizer that comes without one, said in one line; None where it has its own."""
+    own = getattr(tokenizer, "chat_template", None)
+    if own or getattr(tokenizer, "has_chat_template", False):  # mlx-lm's wrapper renders some models' chats in code
+        return None
+    print(f"forge: this tokenizer has no chat template, so it gets {_DEFAULT!r}, which ends turns with {tokenizer.eos_token}", flush=True)
+    return _NAMED[_DEFAULT]
 
 
 class Template:
