@@ -3,7 +3,6 @@
 Costs what the start of a run costs: reading, tokenising, and the model, whose tokenizer it needs. What was prepared is kept for the run.
 """
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +51,6 @@ def _show(config: Config) -> None:
         account = planned(parts.data, steps)
     except ForgeError as error:
         refused = error
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # samples hold any character, and the terminal may not be UTF-8
     console = Console(highlight=False)
     _heading(console, config, parts.data, steps, refused)
     _account(console, account)

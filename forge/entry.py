@@ -1,6 +1,7 @@
 """What every entry does with what ends it: one line on stderr, and an exit code."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -45,6 +46,8 @@ class _Output:
 
     def __init__(self, stream: TextIO):
         self._stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # samples and answers hold any character, and the terminal may not be UTF-8
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

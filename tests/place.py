@@ -37,6 +37,7 @@ optimizer: {lr: 0.01}
 trainer: {budget: 20 steps, micro_batch: 2, eval_every: 5 steps, save_every: 3 steps}
 evaluation: {max_tokens: 500, full_tokens: 500}
 tracking: {system_metrics: null}
+release: {max_degenerate: 1, answers: 2, answer_tokens: 16}
 allowed_targets: [planted.]
 callbacks:
   planted: {_target_: planted.Fault, kind: none}

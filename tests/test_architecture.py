@@ -13,28 +13,35 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("forge/**/*.py"))
 
-ENTRIES = ("train", "evaluate", "serve", "chat", "watch", "compare", "plan", "data_report", "reproduce", "doctor")
+ENTRIES = ("train", "evaluate", "release.__main__", "serve", "chat", "watch", "compare", "plan", "data_report", "reproduce", "doctor")
 LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer and from those before it
-    ("__init__", "settings", "spec", "units", "errors", "paths", "blas", "signals", "progress", "entry", "imports"),
-    ("arrays", "training.schedules", "training.formulation", "training.streams", "training.history", "training.choice", "reports"),
+    ("__init__", "settings", "spec", "units", "errors", "paths", "audit", "blas", "signals", "progress", "entry", "imports"),
+    ("arrays", "training.schedules", "training.formulation", "training.streams", "training.history", "training.choice"),
+    ("evaluation.text", "evaluation.corpus", "evaluation.scores", "evaluation.instructions", "reports"),
     ("training.attention", "training.isolation", "training.ends", "training.cross_entropy", "training.objectives"),
     ("data", "models", "training.checkpoint", "training.optim"),
     ("training", "training.engine", "training.callbacks"),
-    ("config", "binding", "sweep.space", "jobs", "tracking", "serving"),
+    ("config", "binding", "keys", "words", "stages", "mistakes", "sweep.space", "jobs", "tracking", "serving"),
     ("assemble",),
-    ("release", "estimate", "batch_size", "samples"),
+    ("evaluation", "console"),
+    ("release", "estimate", "batch_size", "checks"),
     ("evidence",),
-    ("runner",),
-    ("sweep",),
+    ("runner", "evaluation.measure", "pins"),
+    ("sweep", "rerun"),
+    ("chain",),
     ENTRIES,
 )
 LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 
 ONLY_FROM_FORGE = {  # stricter than the layers
     "serving": ("serving", "errors", "blas", "__init__"),  # it must load where training code is absent
-    "config": ("config", "binding", "settings", "spec", "units", "errors", "paths", "__init__"),
-    "jobs": ("jobs", "config", "binding", "sweep.space", "errors", "paths", "__init__"),
+    "config": ("config", "binding", "stages", "settings", "spec", "units", "errors", "paths", "__init__"),
+    "jobs": ("jobs", "config", "binding", "words", "stages", "mistakes", "sweep.space", "errors", "paths", "__init__"),
     "sweep.space": ("sweep.space", "binding", "errors", "__init__"),
+    "keys": ("keys", "binding", "errors", "__init__"),
+    "words": ("words", "errors", "paths", "__init__"),
+    "stages": ("stages", "errors", "__init__"),
+    "mistakes": ("mistakes", "binding", "__init__"),
     "binding": ("binding", "settings", "spec", "units", "errors", "paths", "__init__"),
 }
 ONLY_IN = {"hydra": ("jobs", "sweep", "sweep.space", *ENTRIES), "mlflow": ("tracking", "serving", "sweep")}

@@ -64,7 +64,7 @@ def test_nothing_else_appears_in_the_root_nor_where_the_command_is_typed(place: 
     assert (place.folder / "home" / "mlruns" / "artifacts" / "models").is_dir()
     names = {p.name for p in (place.folder / "home").iterdir()}
     assert names - {"mlflow.db-journal"} == {"mlflow.db", "mlruns"}  # SQLite's own while someone writes
-    assert {p.name for p in (place.folder / "home" / "mlruns").iterdir()} == {"artifacts", "cache", "checkpoints", "hydra"}
+    assert {p.name for p in (place.folder / "home" / "mlruns").iterdir()} == {"artifacts", "audit.jsonl", "cache", "checkpoints", "hydra"}
 
 
 def again(place: Place) -> Life:

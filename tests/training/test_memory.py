@@ -64,7 +64,7 @@ def test_a_step_within_the_limit_passes_and_one_above_names_peak_limit_and_way_o
         with pytest.raises(TrainingError) as error:
             bound.check(2)
     assert re.fullmatch(  # other tests' arrays may add a little
-        r"step 2: memory peaked at 6[234]\.\d MB, above trainer\.memory_limit=0\.05 GB; "
+        r"step 2: memory peaked at 6[2-7]\.\d MB, above trainer\.memory_limit=0\.05 GB; "
         r"the same step in smaller parts fits: trainer\.micro_batch=4 trainer\.accumulate=2",
         str(error.value),
     )
