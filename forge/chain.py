@@ -6,17 +6,15 @@ or failed goes on from its checkpoint. This process stays free of MLX. A stage c
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from forge.config import Config
-from forge.errors import ForgeError, ReleaseError, Stopped, TrackingError
+from forge.errors import ForgeError, ReleaseError, Stopped
 from forge.jobs import Jobs
 from forge.signals import Interrupts
 from forge.stages import STAGE, Chain, start_from
@@ -59,7 +57,7 @@ def run_chain(asked: Jobs) -> int:
     assert chain and asked.hydra is not None
     mark, client = _identity(chain, asked), store.connect(last.tracking.uri)
     again = any(config.sweep.again for config in asked.configs)
-    with Interrupts() as interrupts, nullcontext() if again else _alone(mark):
+    with Interrupts() as interrupts, nullcontext() if again else family.held(f"chain-{mark}", "this chain"):
         former = None if again else _earlier(client, last, mark)
         if former and former.status == "FINISHED":
             changed = _changed(client, former, asked)
@@ -159,16 +157,6 @@ class _Life:
             kept = ("best/", "base/", "final/", "test/")
             self._parent.summary({key: value for key, value in last.metrics.items() if key.startswith(kept)})
             self._parent.tags({"best/run_id": last.id})
-
-
-@contextmanager
-def _alone(mark: str) -> Iterator[None]:
-    """Holds the chain for this process. Raises TrackingError where another one does."""
-    try:
-        with store.lock(f"chain-{mark}").acquire(timeout=0):
-            yield
-    except Timeout as error:
-        raise TrackingError("this chain is being run by another process; wait for it, or start another with sweep.again=true") from error
 
 
 def _identity(chain: Chain, asked: Jobs) -> str:

@@ -48,7 +48,7 @@ def listed(asked: Jobs) -> list[Proposal]:
 @contextmanager
 def alone(mark: str) -> Iterator[None]:
     """Holds the sweep for this process, before it has a run. Raises TrackingError where another one does."""
-    with _held(f"sweep-{mark}", "this sweep"):
+    with held(f"sweep-{mark}", "this sweep"):
         yield
 
 
@@ -60,7 +60,7 @@ def earlier(client: MlflowClient, spec: TrackingSpec, mark: str) -> Seen | None:
     mine = [record.info.run_id for record in found if SWEEP in record.data.tags and record.data.tags.get(ROOT) == here()]
     if not mine:
         return None
-    with _held(f"run-{mine[0]}", f"this sweep (run {mine[0]})"):
+    with held(f"run-{mine[0]}", f"this sweep (run {mine[0]})"):
         return reader.get(client, mine[0])
 
 
@@ -71,7 +71,8 @@ def proposal(run: Seen, fixed: Sequence[str]) -> Proposal:
 
 
 @contextmanager
-def _held(lock: str, what: str) -> Iterator[None]:
+def held(lock: str, what: str) -> Iterator[None]:
+    """Holds a lock while it is gone through. Raises TrackingError, with `what` is at work, where another process holds it."""
     try:
         held = store.lock(lock).acquire(timeout=0)
     except Timeout as error:
