@@ -2,10 +2,11 @@
 
     {"time": "2026-05-01T09:00:03+00:00", "pid": 4711, "what": "delete checkpoint", "on": "/…/step-00000050", "why": "pruned"}
 
-A line is one write to a file opened for appending, so that processes don't cut into each other's. Costs some 50 µs. What can't be written
-down is said once on stderr, and stops nothing.
+A line is one write under a lock to a file opened for appending, so that processes don't cut into each other's. Costs some 50 µs. What
+can't be written down is said once on stderr, and stops nothing.
 """
 
+import fcntl
 import json
 import os
 import sys
@@ -34,6 +35,7 @@ def note(what: What, on: Path | str, why: str) -> None:
         file().parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file(), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # else the half of a line that another writes would pass for one cut short
             os.write(descriptor, f"{_begin(descriptor)}{line}\n".encode("utf-8", "replace"))
         finally:
             os.close(descriptor)

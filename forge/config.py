@@ -83,10 +83,9 @@ class Config:
     sweep: settings.SweepSpec
     resolved: Mapping[str, Any]
 
-    @property
-    def releases(self) -> bool:
-        """Whether the run itself releases its best checkpoint: of a sweep's children the sweep chooses one, a chain's stages all do."""
-        return self.release.enabled and (self.tracking.parent_run is None or STAGE in self.tracking.tags)
+    def releases(self, parent: str | None) -> bool:
+        """Whether a run below `parent` releases its best checkpoint: a sweep chooses among its children, a chain's stages all do."""
+        return self.release.enabled and (parent is None or STAGE in self.tracking.tags)
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.create(dict(self.resolved)))

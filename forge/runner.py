@@ -124,7 +124,7 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
         compared = [(one.words, one.estimated, one.measured) for one in scored]
         evidence.report(run, config, overrides, job.parts, account, ended, scores, compared, shown, written)
         released = None
-        if config.releases:  # a sweep chooses among its children
+        if config.releases(run.parent):
             released = release(config, job.parts, job.checkpoints.at(result.best_step), run.id)
             run.summary({"release/max_logit_difference": released.max_logit_difference})
             print(released.sentence(config.release.alias))

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def missing() -> str | None:
 def running(folder: Path) -> Iterator[str]:
     """The server's address. `folder` holds the database, the objects being in memory."""
     with ExitStack() as stack:
-        database = stack.enter_context(_database(folder / "postgres"))
+        database = stack.enter_context(_database())
         objects = stack.enter_context(_objects())
         port = _free_port()
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "-w", "1"]
@@ -46,17 +47,15 @@ def running(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _database(folder: Path) -> Iterator[str]:
-    """PostgreSQL refuses to run as root: then it runs as the user that its package makes."""
+def _database() -> Iterator[str]:
+    """PostgreSQL refuses to run as root: then it runs as the user that its package makes. That one can't enter pytest's folders."""
     tools, port = _postgres(), _free_port()
     assert tools
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="forge-postgres-"))
     as_user: list[str] = []
     if os.geteuid() == 0:
         as_user = ["runuser", "-u", "postgres", "--"]
         shutil.chown(folder, "postgres")
-        for parent in folder.parents[: len(folder.parents) - 2]:
-            parent.chmod(parent.stat().st_mode | 0o011)  # to pass through
     control = [*as_user, str(tools / "pg_ctl"), "-D", str(folder / "data"), "-w"]
     quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "check": True}
     subprocess.run([*as_user, str(tools / "initdb"), "-D", str(folder / "data"), "-U", "forge", "-A", "trust", "--no-sync"], **quiet)
@@ -66,6 +65,7 @@ def _database(folder: Path) -> Iterator[str]:
         yield f"postgresql+psycopg2://forge@127.0.0.1:{port}/postgres"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+        shutil.rmtree(folder)
 
 
 @contextmanager

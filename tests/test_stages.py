@@ -109,7 +109,7 @@ def test_what_a_chain_is_not_for_is_told(argv: list[str], said: str) -> None:
 )
 def test_a_stage_releases_itself_and_a_sweep_s_child_does_not(words: list[str], releases: bool) -> None:
     asked = preflight(words)
-    assert asked and asked.configs[0].releases is releases
+    assert asked and asked.configs[0].releases("a parent") is releases
 
 
 def test_an_entry_that_looks_at_one_job_refuses_a_chain() -> None:

@@ -20,6 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from forge import paths
 from forge.errors import TrackingError
 
+_REGISTRY = os.environ.get("MLFLOW_REGISTRY_URI")  # the user's: MLflow exports what is set by code, too
+
 
 def uri(configured: str | None) -> str:
     """`configured`, else MLFLOW_TRACKING_URI, else mlflow.db at the root: the place where a bare `mlflow ui` looks from there."""
@@ -36,7 +38,7 @@ def connect(configured: str | None) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each locked moment; what is lost, we say
     where = uri(configured)
     mlflow.set_tracking_uri(where)
-    if "MLFLOW_REGISTRY_URI" not in os.environ:
+    if not _REGISTRY:
         mlflow.set_registry_uri(where)
     with _alone(where):
         try:

@@ -6,7 +6,6 @@ import math
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -159,12 +158,9 @@ def test_panels_without_data_say_so():
 
 
 @pytest.mark.parametrize("case", ["nothing", "one step", "two", "long", "many sources", "long words of all"])
-def test_any_history_takes_under_a_second(case):
-    shown(case).canvas.draw()  # fonts are loaded once a process
-    start = time.process_time()
+def test_any_history_is_drawn_with_few_points(case):
     figure = shown(case)
     figure.canvas.draw()
-    assert time.process_time() - start < 1
     assert all(len(line.get_xdata()) <= 2000 for ax in figure.axes for line in ax.lines)
 
 
