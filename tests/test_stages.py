@@ -99,17 +99,17 @@ def test_what_a_chain_is_not_for_is_told(argv: list[str], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "releases"),
+    ("words", "parent", "releases"),
     [
-        ([], True),
-        (["release.enabled=false"], False),
-        (["tracking.parent_run=abc"], False),  # a sweep's child
-        (["tracking.parent_run=abc", "tracking.tags={forge.stage: cpt}"], True),
+        ([], None, True),
+        (["release.enabled=false"], None, False),
+        ([], "a sweep's", False),
+        (["tracking.tags={forge.stage: cpt}"], "a chain's", True),
     ],
 )
-def test_a_stage_releases_itself_and_a_sweep_s_child_does_not(words: list[str], releases: bool) -> None:
+def test_a_stage_releases_itself_and_a_sweep_s_child_does_not(words: list[str], parent: str | None, releases: bool) -> None:
     asked = preflight(words)
-    assert asked and asked.configs[0].releases("a parent") is releases
+    assert asked and asked.configs[0].releases(parent) is releases
 
 
 def test_an_entry_that_looks_at_one_job_refuses_a_chain() -> None:
