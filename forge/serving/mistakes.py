@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from forge.serving.body import Call, ChatBody, CompletionBody, Message, StreamOptions
+from forge.serving.body import ChatBody, CompletionBody, Message, StreamOptions
 
 _DEPTH = 64
 _TOLD = 3
@@ -31,7 +31,7 @@ _REFUSED: dict[str, tuple[Sequence[Any], str]] = {
     "web_search_options": ((), "this server doesn't search, leave it out"),
 }
 
-_INNER: dict[str, type[BaseModel]] = {"messages": Message, "tool_calls": Call, "stream_options": StreamOptions}
+_INNER: dict[str, type[BaseModel]] = {"messages": Message, "stream_options": StreamOptions}
 
 
 def unwholesome(value: Mapping[str, Any]) -> str | None:

@@ -161,6 +161,6 @@ def _call(found: Mapping[str, Any]) -> Part:
         raise ValueError(f"no call: {found}")
     written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     id = found.get("id")
-    return Part(
-        "call", written, name, id if isinstance(id, str) and id else uuid.uuid4().hex[:9]
-    )  # Mistral's templates want nine characters
+    id = id if isinstance(id, str) and id else uuid.uuid4().hex[:9]  # Mistral's templates want nine characters
+    f"{written}{name}{id}".encode()  # raises for half of a UTF-16 pair, which JSON can spell and no answer can hold
+    return Part("call", written, name, id)

@@ -43,13 +43,14 @@ class Row:
     def penalise(self, token: mx.array, logits_1V: mx.array) -> mx.array:
         """`token` (1,): the model's last input, the end of the prompt at first and then what was drawn."""
         wanted = self.sampling
-        self._window = mx.concatenate([self._window, token])[-_WINDOW:]
         if self._counts is None:
             self._counts = mx.zeros(logits_1V.shape)
         else:
             self._counts = self._counts.at[:, token].add(1.0)
         if wanted.repetition_penalty != 1:
-            # Keskar et al. 2019, arXiv 1909.05858, with the sign taken into account.
+            # Keskar et al. 2019, arXiv 1909.05858, with the sign taken into account. Only what is used is computed, and a window that
+            # isn't would hold on to every token so far.
+            self._window = mx.concatenate([self._window, token])[-_WINDOW:]
             seen = logits_1V[:, self._window]
             seen = mx.where(seen < 0, seen * wanted.repetition_penalty, seen / wanted.repetition_penalty)
             logits_1V = mx.put_along_axis(logits_1V, self._window[None], seen, axis=-1)

@@ -62,9 +62,9 @@ class Service:
                 self._step()
                 self._report()
         finally:
-            mx.synchronize()
             self._fail_all(ShuttingDown("not finished: the server is being shut down"))
             self._report()
+            mx.synchronize()  # which may raise what befell the device
 
     def _idle(self) -> bool:
         return not (self._waiting or self._reading or self._batch.busy)
@@ -107,17 +107,25 @@ class Service:
                     self._reading = self._begin(request)
                 except Exception as error:  # handed to who waits for it
                     request.fail(error)
-                    continue
+                    return  # to encode it may have taken long, and the next ones may be of the same client, that now takes them back
             work = self._reading
             try:
                 if not work.prefill.finished:
-                    budget -= work.prefill.step()
+                    budget -= self._piece(work.prefill)
                 if work.prefill.finished:
                     self._reading = None
                     self._join(work)
             except Exception as error:  # handed to who waits for it
                 self._reading = None
                 work.request.fail(error)
+
+    def _piece(self, prefill: Prefill) -> int:
+        try:
+            return prefill.step()
+        except ServingError:
+            raise
+        except Exception as error:  # such as no memory
+            raise ModelFailed(f"the model failed at the prompt: {error}") from error
 
     def _begin(self, request: Request) -> _Work:
         loaded, sampling = self._loaded, request.sampling

@@ -146,15 +146,14 @@ def _client(port: int, bodies: list[tuple[str, dict[str, Any], int]], number: in
                 continue
             answer = _ask(connection, route, body, stream)
             raw = answer.read()
-        except OSError as error:
+            assert answer.status == 200, f"{answer.status}: {raw[:200]!r}"
+            took, said = time.monotonic() - began, _joined(raw) if stream else _whole(json.loads(raw))
+        except Exception as error:  # no connection, half an answer, none that can be read: a client that died of it would miss nothing
             seen.lost.append(f"{type(error).__name__}: {error}")
             connection.close()
             continue
-        if answer.status != 200:
-            seen.lost.append(f"{answer.status}: {raw[:200]!r}")
-            continue
-        seen.seconds.append(time.monotonic() - began)
-        _check(seen, route, body, prompt_tokens, *(_joined(raw) if stream else _whole(json.loads(raw))))
+        seen.seconds.append(took)
+        _check(seen, route, body, prompt_tokens, *said)
 
 
 def _ask(connection: http.client.HTTPConnection, route: str, body: dict[str, Any], stream: bool) -> http.client.HTTPResponse:
@@ -195,17 +194,22 @@ def _watch(port: int, seen: Seen, ended: threading.Event) -> None:
     while not ended.wait(0.1):
         asked = time.monotonic()
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        connection.request("GET", "/health")
-        if connection.getresponse().read():
+        try:
+            connection.request("GET", "/health")
+            connection.getresponse().read()
             seen.health_ms.append(1e3 * (time.monotonic() - asked))
-        connection.request("GET", "/stats")
-        seen.memory_gib.append((time.monotonic() - began, json.loads(connection.getresponse().read())["process_gib"]))
+            connection.request("GET", "/stats")
+            seen.memory_gib.append((time.monotonic() - began, json.loads(connection.getresponse().read())["process_gib"]))
+        except Exception as error:
+            seen.lost.append(f"/health or /stats: {type(error).__name__}: {error}")
         connection.close()
 
 
 def _told(seen: Seen, asked: argparse.Namespace, took: float, code: int) -> int:
     """Print what was seen; the exit code."""
     seconds, health = sorted(seen.seconds), sorted(seen.health_ms)
+    if not health or not seen.memory_gib:
+        raise SystemExit(f"the server answered neither /health nor /stats: {seen.lost[:5]}")
     end = seen.memory_gib[-1][0]
     halves = [[gib for at, gib in seen.memory_gib if low * end <= at <= high * end] for low, high in ((_WARM_UP, 0.5), (0.5, 1.0))]
     first, second = (sum(half) / max(1, len(half)) for half in halves)

@@ -65,6 +65,9 @@ UNREADABLE = [
     '{"name": "f", "arguments": [1]}',
     '{"name": "", "arguments": {}}',
     '{"arguments": {}}',
+    '{"name": "f", "arguments": {"a": "\\ud83d"}}',
+    '{"name": "\\ud83d"}',
+    '{"name": "f", "id": "\\ud83d"}',
     "[]",
     "3",
 ]

@@ -112,3 +112,14 @@ def test_half_precision_draws_as_fp32() -> None:
 def test_a_vocabulary_of_equals_is_drawn_evenly() -> None:
     counts = Counter(drawn([row()], [[0.0] * 4], DRAWS)[:, 0].tolist())
     assert [counts[n] / DRAWS for n in range(4)] == pytest.approx([0.25] * 4, abs=0.05)
+
+
+def test_penalties_hold_on_to_no_token_that_is_out() -> None:
+    """What a step leaves behind is as large after 600 tokens as after 100."""
+    for penalty in ({"presence_penalty": 1.0}, {"frequency_penalty": 1.0}, {"repetition_penalty": 1.5}):
+        row, logits_1V, held = Row([1, 2], Sampling(**penalty), 600), mx.zeros((1, 9)), []
+        for step in range(600):
+            token = mx.array([step % 9], dtype=mx.uint32)
+            mx.eval(row.penalise(token, logits_1V))
+            held.append(mx.get_active_memory())
+        assert held[-1] == held[100], penalty

@@ -354,6 +354,52 @@ def test_what_the_model_raises_ends_those_in_the_batch_and_no_others(mistral) ->
     assert ids_of(second) == greedy(mistral, PROMPTS[2], 4)
 
 
+def test_what_the_model_raises_at_a_prompt_is_the_models_failure(mistral) -> None:
+    class Failing(Counting):
+        def __call__(self, ids_BT: mx.array, cache: Any = None) -> mx.array:
+            if ids_BT.size > 1:
+                raise RuntimeError("out of memory")
+            return super().__call__(ids_BT, cache)
+
+    first, second = ask(PROMPTS[0]), ask(PROMPTS[1])
+    serve(loaded(Failing(mistral), batches=True), [first, second])
+    with pytest.raises(ModelFailed, match="the model failed at the prompt: out of memory"):
+        first.future.result()
+    assert ids_of(second) == greedy(mistral, PROMPTS[1], 9)
+
+
+def test_prompts_that_are_taken_back_when_the_first_fails_are_not_encoded(mistral) -> None:
+    """As those of one request that asks for several choices of too long a prompt."""
+    encoded = []
+
+    class Noting(Words):
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            encoded.append(text)
+            return super().encode(text)
+
+    def take_back(event: Any) -> None:
+        for request in requests:
+            request.cancelled = True
+
+    requests = [ask("3 " * 70, take_back) for _ in range(5)]
+    serve(loaded(mistral, tokenizer=Noting(), context=64), requests)
+    assert encoded.count("3 " * 70) == 1
+    assert [type(each.future.exception()) for each in requests] == [PromptTooLong] + [Cancelled] * 4
+
+
+def test_a_device_that_fails_at_the_end_leaves_nobody_waiting(mistral, monkeypatch) -> None:
+    def synchronize() -> None:
+        raise RuntimeError("the device is gone")
+
+    line, request = Line(), ask(PROMPTS[0])
+    request.listener = lambda event: line.stop.set()
+    monkeypatch.setattr(mx, "synchronize", synchronize)
+    line.inbox.put(request)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        Service(loaded(mistral), line, 2, 0.0).run()
+    assert isinstance(request.future.exception(timeout=0), ShuttingDown)
+
+
 def test_a_stop_fails_all_that_is_not_done(mistral) -> None:
     line = Line()
     requests = [ask(PROMPTS[0], lambda event: line.stop.set(), max_tokens=10**6), *(ask(prompt) for prompt in PROMPTS)]

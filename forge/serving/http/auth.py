@@ -2,11 +2,10 @@
 
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Iterable
 
 from forge.serving.http.faults import Refusal
-
-_LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 class Tokens:
@@ -35,10 +34,13 @@ def require_local_name(host: str | None) -> None:
     """A page of another site that gave this machine's address to its own name could else ask, through the browser that shows it."""
     name = (host or "").lower()
     name = name[: name.rfind("]") + 1] if name.startswith("[") else name.partition(":")[0]
-    if name not in _LOCAL:
+    if not is_local(name):
         raise Refusal(403, "without a token this server answers to localhost and 127.0.0.1 only: use that name, or start it with a token")
 
 
 def is_local(host: str) -> bool:
     """Whether what listens at `host` is out of other machines' reach."""
-    return host in _LOCAL or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name, and 127.example.org may be anywhere
+        return host == "localhost"

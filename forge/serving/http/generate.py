@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from forge.errors import ServingError
 from forge.serving import protocol
 from forge.serving.contract import Completion
+from forge.serving.faults import TimedOut
 from forge.serving.http import body
 from forge.serving.http.audit import Record
 from forge.serving.http.call import Call, unless_gone
@@ -47,10 +48,13 @@ class Generate:
                     else:
                         completions = await unless_gone(receive, call.completions())
                         self._note(asked, call, model, record)
-                        answer = protocol.answer(asked, completions, model.name, model.engine.format)
+                        # Log-probabilities of many tokens take half a second.
+                        answer = await asyncio.to_thread(protocol.answer, asked, completions, model.name, model.engine.format)
                         await JSONResponse(answer)(scope, receive, send)
             except TimeoutError:
-                raise Gone from None  # it is there, but does not read
+                if record.status:
+                    raise Gone from None  # it is there, but does not read
+                raise TimedOut("not finished within the server's time limit, and the model is busy: try again later") from None
 
     async def _stream(self, asked: protocol.Request, model: Model, call: Call, record: Record, send: Send) -> None:
         """All but the end of the body. What goes wrong before the first token is raised, and so has a status; later it is an event."""

@@ -46,7 +46,7 @@ class Model:
 
 
 class Models:
-    """`slots`: completions that a model computes at once. All methods but `opened` belong to the event loop."""
+    """`slots`: completions that a model computes at once. All methods but `opened` and `stop` belong to the event loop."""
 
     def __init__(self, opener: Open, fetch: Fetch, limits: Limits, slots: int):
         self._open, self._fetch, self._limits, self._slots = opener, fetch, limits, slots
@@ -130,5 +130,5 @@ class Models:
     def stop(self) -> None:
         """Take nothing new, and end what runs."""
         self._stopping = True
-        for call in self._calls:
+        for call in list(self._calls):  # called beside the event loop, where calls end meanwhile
             call.cancel()

@@ -1,5 +1,6 @@
 """Runs the application on a socket until a signal: then takes nothing new, and lets what runs end within a grace period."""
 
+import asyncio
 import gc
 import logging
 import socket
@@ -10,11 +11,32 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from forge.errors import ServingError, Stopped
 
 _AFTER_S = 5  # for answers that were cut short to leave
 _BACKLOG = 512
+_UNREAD_S = 60  # that a client may leave what was sent to it untouched
+
+
+class _Protocol(H11Protocol):
+    """Drops a client that doesn't read: asyncio keeps its connection for ever, past the end of its request and of the grace period."""
+
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that pause_writing comes with the first byte that waits here
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(_UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread:
+            self._unread.cancel()
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -39,7 +61,7 @@ def serving(app: ASGIApp, listener: socket.socket, stop: Callable[[], None], gra
     """
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     off = {"log_config": None, "access_log": False, "server_header": False, "proxy_headers": False}
-    config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", backlog=_BACKLOG, **off)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, http=_Protocol, ws="none", lifespan="off", backlog=_BACKLOG, **off)  # type: ignore[arg-type]
     server = uvicorn.Server(config)
     ended = threading.Event()  # Thread.join, once a signal's exception has passed through it, takes the thread for ended
 

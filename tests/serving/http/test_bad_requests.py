@@ -133,6 +133,7 @@ def test_a_bad_body_is_refused_with_a_sentence(real, name) -> None:
         (415, "POST", TEXT, {"Content_Type": "application/json; charset=latin-1"}, "UTF-8"),
         (415, "POST", TEXT, {"Content_Encoding": "gzip"}, "Content-Encoding"),
         (403, "POST", TEXT, {"Host": "evil.example"}, "localhost"),
+        (403, "POST", TEXT, {"Host": "127.evil.example"}, "localhost"),
         (405, "GET", TEXT, {}, "POST"),
         (405, "DELETE", "/v1/models", {}, "GET"),
         (405, "PUT", CHAT, {}, "POST"),

@@ -1,14 +1,22 @@
 """Clients that leave, servers that stop, and /health through all of it."""
 
+import asyncio
 import json
 import threading
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-from forge.serving.http import app, server
+from forge.serving.contract import Piece, Sampling
+from forge.serving.http import app, generate, server
 from forge.serving.http.limits import Limits
-from tests.serving.http.conftest import until
+from forge.serving.http.models import Models, Source
+from tests.serving.http.conftest import Toy, until
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -103,6 +111,76 @@ def test_a_stopping_server_ends_what_runs_too_long_with_a_word(serve, stream) ->
         assert (status, answer["error"]["code"]) == (503, "shutting_down")
     assert time.monotonic() - began < 3
     until(lambda: served.toys["small"].running == 0, 1)
+
+
+def test_a_stop_goes_on_where_a_call_ends_meanwhile() -> None:
+    """It is called in the main thread, while the event loop forgets calls that end."""
+    models = Models(lambda folder, adapter: Toy(), lambda uri: (Path(uri), uri), Limits(), slots=8)
+    model = models.opened(Source("small", "/models/small"))
+    cancelled = []
+
+    async def begin_two_and_stop() -> None:
+        jobs = [("hi", Sampling(max_tokens=0))]
+        with ExitStack() as other, models.call(model, jobs, False, 1.0) as first:
+            second = other.enter_context(models.call(model, jobs, False, 1.0))
+            first.cancel = lambda: (cancelled.append(first), other.pop_all().close())  # type: ignore[method-assign]
+            second.cancel = lambda: cancelled.append(second)  # type: ignore[method-assign]
+            models.stop()
+
+    asyncio.run(begin_two_and_stop())
+    assert len(set(map(id, cancelled))) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_is_stuck_is_504(serve, monkeypatch, stream) -> None:
+    monkeypatch.setattr(generate, "_GRACE_S", 0.1)
+    served = serve(limits=Limits(timeout_s=0.1))
+    served.toys["small"].submit = lambda *_: Toy.Ticket()  # type: ignore[method-assign, assignment]
+    status, _, answer = served.complete(stream=stream)
+    assert (status, answer["error"]["code"]) == (504, "timed_out")
+
+
+def test_a_client_that_does_not_read_is_dropped(serve, monkeypatch) -> None:
+    """After its time is over, too, when nothing more is sent to it."""
+    monkeypatch.setattr(server, "_UNREAD_S", 0.5)
+    monkeypatch.setattr(generate, "_GRACE_S", 0.1)
+    served = serve(limits=Limits(timeout_s=0.3))
+
+    def flood(prompt: object, sampling: object, timeout_s: float, listener: Callable[[object], None]) -> Toy.Ticket:
+        for _ in range(200):
+            listener(Piece("a" * 100_000))
+        return Toy.Ticket()
+
+    served.toys["small"].submit = flood  # type: ignore[method-assign, assignment]
+    client = served.begin(stream=True)
+    until(lambda: len(connections(served.port)) == 1, 2)
+    until(lambda: connections(served.port) == [], 5)
+    client.close()
+
+
+def connections(port: int) -> list[Any]:
+    """The server's side of them."""
+    every = psutil.Process().net_connections("tcp4")
+    return [each for each in every if each.laddr and each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED]
+
+
+def test_health_answers_while_a_large_answer_is_put_together(serve, monkeypatch) -> None:
+    entered, left, found = threading.Event(), threading.Event(), []
+
+    def slow(*_: object) -> dict:
+        entered.set()
+        assert left.wait(5), "nothing else went on meanwhile"
+        return {}
+
+    served = serve()
+    monkeypatch.setattr(generate.protocol, "answer", slow)
+    client = threading.Thread(target=lambda: found.append(served.complete()[0]))
+    client.start()
+    assert entered.wait(5)
+    assert served.ask("GET", "/health")[0] == 200
+    left.set()
+    client.join()
+    assert found == [200]
 
 
 def test_a_bug_is_500_without_its_trace(serve, caplog) -> None:

@@ -34,7 +34,10 @@ def test_with_a_token_all_is_told_by_any_name_of_the_host(serve) -> None:
 
 @pytest.mark.parametrize(
     ("host", "local"),
-    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False), ("192.168.1.5", False), ("", False)],
+    [
+        *(("127.0.0.1", True), ("127.0.0.2", True), ("localhost", True), ("::1", True), ("[::1]", True)),
+        *(("0.0.0.0", False), ("::", False), ("192.168.1.5", False), ("127.example.org", False), ("", False)),
+    ],
 )
 def test_which_hosts_are_of_this_machine(host, local) -> None:
     assert is_local(host) == local
