@@ -39,7 +39,7 @@ def spec(kind: type[T], node: Any, path: str, problems: Problems) -> T | None:
         return None
 
 
-def target(node: Any, path: str, problems: Problems, allowed: Iterable[str] = ()) -> Callable[..., Any] | None:
+def target(node: Any, path: str, problems: Problems, allowed: Iterable[str] = ()) -> partial[Any] | None:
     """The callable that `node` names by `_target_`, with the node's other keys bound as its knobs.
 
     A function's knobs are its keyword-only parameters: what stands before them is the caller's. A class's knobs are all

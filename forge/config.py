@@ -33,6 +33,7 @@ _INSTEAD = {  # of a key without a value
     "model.uri": ", or name what to start from: model=models:/NAME@champion, model=FOLDER, or model=hub model.id=OWNER/NAME"
 }
 _TARGETS = ("model", "adapter", "objective", "optimizer")
+GROUPS = (*_TARGETS, *_SPECS, "callbacks")
 
 
 class _Top(BaseModel):
@@ -156,10 +157,10 @@ def bind(config: DictConfig, problems: binding.Problems) -> Config | None:
     callbacks = tree.get("callbacks")
     if isinstance(callbacks, dict):
         bound = {name: binding.target(node, f"callbacks.{name}", problems, allowed) for name, node in callbacks.items() if node is not None}
-        found["callbacks"] = {name: build() for name, build in bound.items() if build is not None}
-        for name, callback in found["callbacks"].items():
-            if not is_dataclass(callback):
-                problems.add(f"callbacks.{name}", "has to be a dataclass: checkpoints save its fields")
+        known = {name: build for name, build in bound.items() if build is not None}
+        found["callbacks"] = {name: build() for name, build in known.items() if is_dataclass(build.func)}  # others may do anything
+        for name in known.keys() - found["callbacks"].keys():
+            problems.add(f"callbacks.{name}", "has to be a dataclass: checkpoints save its fields")
     if problems:
         return None
     rest = {key: tree[key] for key in ("name", "seed", "resume")}

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forge import jobs, keys, paths
-from forge.config import Config
+from forge.config import GROUPS, Config
 from forge.entry import entry
 from forge.errors import ConfigError, Stopped, TrackingError
 from forge.imports import lasting
@@ -107,21 +107,24 @@ def _of_a_run(wanted: str, overrides: list[str]) -> int:
         from forge.training import checkpoint
 
     given = keys.tree(overrides)
-    client = reader.opened(given.get("tracking", {}).get("uri"))
+    if groups := [word for word in overrides if "." not in word.partition("=")[0] and word.partition("=")[0] in GROUPS]:
+        raise ConfigError(f"{groups[0]}: the run's own configuration is taken; set keys of it, such as evaluation.answers=200")
+    tracking = given.get("tracking", {})
+    client = reader.opened(tracking.get("uri"))
     seen = reader.find(client, wanted)
     allowed = given.get("allowed_targets") or []
     config = recorded(client, seen, [word for word in overrides if not word.startswith("allowed_targets")], allowed)
-    config = replace(config, tracking=replace(config.tracking, run_name=given.get("tracking", {}).get("run_name"), parent_run=None))
+    config = replace(config, tracking=replace(config.tracking, run_name=tracking.get("run_name"), parent_run=None))
     require(config.evaluation.harness)
     _require_checkpoints(seen)
 
     def both() -> "dict[Which, Measured]":
         parts: Parts = assemble(config, partial(registry.fetch, config.tracking.uri))
-        best = store_of(config, parts, seen.id).best()
+        before = measure(parts, config.evaluation)
+        best = store_of(config, parts, seen.id).best()  # only now: a run that trains meanwhile may remove the one of before
         if best is None:
             raise TrackingError(f"run {seen.name} ({seen.id[:8]}): no checkpoint of it was evaluated, so none can be chosen")
         print(f"run {seen.name} ({seen.id[:8]}), {best.why}", flush=True)
-        before = measure(parts, config.evaluation)
         checkpoint.load_weights(parts.loaded.model, best.path)
         return {"base": before, "final": measure(parts, config.evaluation)}
 

@@ -101,6 +101,17 @@ def test_a_callback_is_built_and_null_leaves_it_out() -> None:
     assert "early_stopping" not in one("callbacks.early_stopping=null").callbacks
 
 
+def test_what_is_no_callback_is_not_even_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one's constructor starts a thread: a configuration that is only looked at must not."""
+    from forge.tracking.pulse import Pulse
+
+    built: list[Any] = []
+    monkeypatch.setattr(Pulse, "__init__", lambda self: built.append(self))
+    with pytest.raises(ConfigError, match=r"^callbacks\.mine: has to be a dataclass"):
+        one("+callbacks.mine._target_=forge.tracking.pulse.Pulse")
+    assert built == []
+
+
 def test_callbacks_keep_their_state_to_themselves() -> None:
     """Two jobs of one sweep have two objects: what one counts, the other does not see."""
     first, second = jobs("-m", "seed=1,2").configs

@@ -1,6 +1,7 @@
 """python -m forge.evaluate: models and runs measured, what is logged and shown of them, and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,8 @@ def talk(folder: Path) -> Path:
         (["run=a", "model=b"], 2, "model=b: run=RUN has its own model and base; leave it out"),
         (["run=a", "base=b"], 2, "base=b: run=RUN has its own model and base; leave it out"),
         (["run=a", "run=b"], 2, "run=: give one run"),
+        (["run=a", "tracking=local"], 2, "tracking=local: the run's own configuration is taken; set keys of it"),
+        (["run=a", "data=instructions"], 2, "data=instructions: the run's own configuration is taken; set keys of it"),
         (["base=", "model=/tmp"], 2, "base=: give one model"),
         (["model=/tmp", "adapter=lora"], 2, "adapter=lora: a model is measured as it is; leave it out, or train"),
         (["model=/tmp", "evaluation.answer=3"], 2, "evaluation.answer: unknown key; did you mean 'answers'?"),
@@ -86,6 +89,29 @@ def test_two_models_are_measured_side_by_side(
     shown = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("loss ", "f1 ", "retention/json "))}
     assert shown["loss"] == [f"{both.metrics[f'{which}/loss']:.4g}" for which in ("base", "final")] and len(shown) == 3
     assert f"python -m forge.compare {both.id[:8]}@base {both.id[:8]}" in out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes:DeprecationWarning")  # MLflow's log_table, on pandas 3
+def test_a_checkpoint_that_training_removes_meanwhile_is_not_missed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the base is measured a run that goes on finds a better checkpoint, and removes the one that was the best."""
+    from forge.evaluation import measure
+    from forge.training.checkpoint import steps
+
+    life = place.life("moving", "trainer.keep=9", "trainer.budget=10 steps")
+    run_id, real = life.runs[0].info.run_id, measure.measure
+    folder = place.checkpoint(run_id, 0).parent
+
+    def removing(*given: Any) -> Any:
+        for step in steps(folder)[2:]:
+            shutil.rmtree(place.checkpoint(run_id, step))
+        return real(*given)
+
+    monkeypatch.setattr(measure, "measure", removing)
+    monkeypatch.setenv("FORGE_HOME", str(place.folder / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.syspath_prepend(place.folder)
+    assert main([f"run={run_id}", "allowed_targets=[planted.]"]) == 0
 
 
 # ---- as processes ------------------------------------------------------------------------------------------------------

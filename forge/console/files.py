@@ -22,9 +22,15 @@ def place(name: str) -> Path:
     if not name:
         raise ServingError("which file? write its name behind the command")
     try:
-        return Path(name).expanduser()
+        file = Path(name).expanduser()
+        file.stat()
     except RuntimeError as error:
         raise ServingError(f"{name}: there is no such user") from error
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # /load says so, and /save makes it
+    except (OSError, ValueError) as error:  # too long, a NUL in it, below a folder that is closed
+        raise ServingError(f"{name}: can't be looked at ({getattr(error, 'strerror', None) or error})") from error
+    return file
 
 
 def save(file: Path, history: History) -> int:

@@ -161,7 +161,7 @@ def adapted(loaded: Loaded) -> "TemplateLM":
             if any(each.get("temperature") for each in asked):
                 raise ConfigError("evaluation.harness: a task samples (temperature above 0), and answers here are greedy; leave it out")
             most = [min(each["max_gen_toks"], longest // 2) for each in asked]
-            stops = [[*each["until"]] for each in asked]
+            stops = [[stop for stop in each["until"] if stop] for each in asked]
             prompts = [
                 (self.tok_encode(each.args[0]) or [self.prefix_token_id])[-(longest - limit) :]
                 for each, limit in zip(requests, most, strict=True)
@@ -181,7 +181,7 @@ def _within(context: list[int], continuation: list[int], longest: int) -> Reques
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
-    return min((text.partition(stop)[0] for stop in stops if stop), key=len, default=text)
+    return min((text.partition(stop)[0] for stop in stops), key=len, default=text)
 
 
 def _tasks(spec: HarnessSpec) -> "TaskManager":

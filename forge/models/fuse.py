@@ -11,6 +11,8 @@ from mlx.utils import tree_unflatten
 from forge.arrays import flat
 from forge.models import Loaded
 from forge.models.names import as_transformers
+from forge.models.quantise import multiply_unpacked
+from forge.training.formulation import on_cpu
 
 
 def fuse(loaded: Loaded) -> Loaded:
@@ -55,7 +57,10 @@ def load(folder: Path) -> tuple[nn.Module, Any]:
     """A saved model and its tokenizer, in fp32 where `save` wrote fp32."""
     from mlx_lm.utils import load as load_folder
 
-    return load_folder(str(folder))[:2]
+    model, tokenizer = load_folder(str(folder))[:2]
+    if on_cpu():
+        multiply_unpacked(model)
+    return model, tokenizer
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from forge.training import checkpoint
 
 __all__ = ["Released", "release"]
 
+_SAME = ("forge.checkpoint", "forge.quantisation", promote.VALID_DIGEST, "forge.gate")  # of a version that is not made twice
+
 
 @dataclass(frozen=True)
 class Released:
@@ -51,10 +53,13 @@ class Released:
         return "\n".join([f"{self.version.uri} {became}: {self.reason}", *(other.sentence(alias) for other in self.others)])
 
 
-def release(config: Config, parts: Parts, saved: Path, run_id: str, *, fused: bool = True, name: str | None = None) -> Released:
+def release(
+    config: Config, parts: Parts, saved: Path, run_id: str, *, fused: bool = True, name: str | None = None, anew: bool = False
+) -> Released:
     """Register the checkpoint `saved` of run `run_id`: fused, and by each recipe of release.quantise. Changes the model in `parts`.
 
-    fused: False registers the quantised ones alone. name: of the one model that is registered, in place of the usual one.
+    fused: False registers the quantised ones alone. name: of the one model that is registered, in place of the usual one. anew: also what
+    the run registered before; else a release that was cut short goes on with the versions that it had made.
     Prints what was compared. Raises ReleaseError when the saved model is not the evaluated one; nothing is registered then.
     """
     spec = config.release
@@ -74,7 +79,8 @@ def release(config: Config, parts: Parts, saved: Path, run_id: str, *, fused: bo
             subject = Subject(config, parts, before, where, each.folder.name, run_id, saved.name, each.recipe, each.measured, verdict, rows)
             card.write(subject, each.folder)
             candidate = _candidate(config, parts, run_id, saved, each, verdict)
-            versions.append((registry.register(config.tracking.uri, each.folder.name, candidate), verdict))
+            former = None if anew else _former(config, each.folder.name, candidate)
+            versions.append((former or registry.register(config.tracking.uri, each.folder.name, candidate), verdict))
         _attach(config, run_id, rows, versions, scratch)
     found = [_decide(config, parts, version, verdict, whole.measured.against.difference) for version, verdict in versions]
     return replace(found[0], others=tuple(found[1:]))
@@ -86,6 +92,12 @@ def _decide(config: Config, parts: Parts, version: Version, verdict: Verdict, di
     registry.tag(config.tracking.uri, version, {"forge.decision": decision.reason})
     moved = decision.alias == config.release.alias
     return Released(version, moved, decision.reason, difference, decision.alias, not verdict.passed)
+
+
+def _former(config: Config, name: str, candidate: Candidate) -> Version | None:
+    """What the run has registered of the same checkpoint, with the same verdict; losses may differ in a digit on a GPU."""
+    same = {key: value for key, value in candidate.tags.items() if key in _SAME}
+    return registry.registered(config.tracking.uri, name, candidate.run_id, same)
 
 
 def _candidate(config: Config, parts: Parts, run_id: str, saved: Path, made: Made, verdict: Verdict) -> Candidate:

@@ -94,7 +94,7 @@ def _register(asked: Asked, config: "Config", run: "Seen") -> "Released":
         raise ReleaseError(f"run {run.name} ({run.id[:8]}): no checkpoint of it was evaluated, so none can be chosen")
     print(f"run {run.name} ({run.id[:8]}), {best.why}")
     one = asked.name if len(asked.quantise) <= 1 else None
-    released = release(config, parts, best.path, run.id, fused=not asked.quantise, name=one)
+    released = release(config, parts, best.path, run.id, fused=not asked.quantise, name=one, anew=True)
     print(released.sentence(config.release.alias))
     return released
 

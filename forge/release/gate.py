@@ -5,7 +5,7 @@ What it looks at is read back from disk. Costs an evaluation, a comparison of lo
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from forge.evaluation.answers import Answer, answers, continuations
 from forge.models import Loaded
@@ -148,7 +148,11 @@ def _size(spec: ReleaseSpec, fused: Measured, quantised: Measured | None) -> lis
 
 
 def write(loaded: Loaded, data: Data, spec: ReleaseSpec) -> Written:
-    """Answers to held-out questions and what comes after beginnings of plain text, the likeliest token each time."""
+    """Answers to held-out questions and what comes after beginnings of plain text, the likeliest token each time.
+
+    Not of sources of weight 0: a base that was trained on text alone need not end its answers.
+    """
+    data = replace(data, valid_full={name: some for name, some in data.valid_full.items() if name not in data.unweighted})
     asked = answers(loaded, data, spec.answers, spec.answer_tokens)
     texts = [*asked, *continuations(loaded, data, spec.answers, spec.answer_tokens)]
     bad = [one for one in texts if _degenerate(one)]

@@ -1,5 +1,6 @@
 """The folders that may be registered, each read back from disk and measured: the fused model, and quantised ones made of it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +11,12 @@ from forge.arrays import flat
 from forge.assemble import Parts
 from forge.errors import ReleaseError
 from forge.models import Loaded, fuse
-from forge.models.quantise import multiply_unpacked
 from forge.release import gate, recipes
 from forge.release.divergence import diverge, keep
 from forge.release.gate import Measured
 from forge.settings import ReleaseSpec
 from forge.training import checkpoint
 from forge.training.evaluate import evaluate
-from forge.training.formulation import on_cpu
 
 _LOSS_TOLERANCE = 1e-3  # nats a token, between the checkpoint's own validation loss and the saved model's
 
@@ -65,36 +64,35 @@ class Workshop:
         recipe, base = recipes.parse(text), self.parts.loaded
         print(f"quantising to {text}", flush=True)
         if not self._logits("fused").exists():
-            model, _ = fuse.load(fused.folder)
-            keep(model, self.parts.data, self.spec.compared_tokens, self._logits("fused"))
-        model, tokenizer = fuse.load(fused.folder)
+            keep(self._read(fused.folder).model, self.parts.data, self.spec.compared_tokens, self._logits("fused"))
         made = recipes.quantise(
             recipe,
-            Loaded(model, tokenizer, base.config, base.lineage),
+            self._read(fused.folder),
             base.model,
             lambda: recipes.calibration(self.parts.data, self.spec.calibration_tokens),
         )
         folder = self._place(text, name)
         fuse.save(made, folder)
-        del model, made
+        del made
         return Made(folder, text, self._measure(folder, "fused"), fused.evaluated)
 
     def _measure(self, folder: Path, reference: str) -> Measured:
         from mlx_lm.utils import compute_bits_per_weight
 
         data = self.parts.data
-        model, tokenizer = fuse.load(folder)
-        bits = compute_bits_per_weight(model)
-        if on_cpu():
-            multiply_unpacked(model)
-        loaded = Loaded(model, tokenizer, self.parts.loaded.config, self.parts.loaded.lineage)
+        loaded = self._read(folder)
         return Measured(
-            scores=evaluate(model, data).metrics,
-            against=diverge(model, data, self.spec.compared_tokens, self._logits(reference)),
+            scores=evaluate(loaded.model, data).metrics,
+            against=diverge(loaded.model, data, self.spec.compared_tokens, self._logits(reference)),
             bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-            bits=bits,
+            bits=compute_bits_per_weight(loaded.model),
             written=gate.write(loaded, data, self.spec),
         )
+
+    def _read(self, folder: Path) -> Loaded:
+        """With the configuration that lies there: the base's own may say that it is quantised, which what was fused no longer is."""
+        model, tokenizer = fuse.load(folder)
+        return Loaded(model, tokenizer, json.loads((folder / "config.json").read_text()), self.parts.loaded.lineage)
 
     def _logits(self, whose: str) -> Path:
         return self.scratch / f"logits-{whose}"

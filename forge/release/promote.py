@@ -24,6 +24,8 @@ def decide(spec: ReleaseSpec, tracking: TrackingSpec, data: Data, version: Versi
     """For a version that passed the gate: spec.alias if its loss is below that of the one that bears it, else spec.challenger."""
     with registry.aliases(tracking.uri, version.name) as (bearer, move):
         champion = bearer(spec.alias)
+        if champion and champion.number == version.number:  # a release that was cut short had come so far
+            return Decision(spec.alias, f"it is {spec.alias} already")
         better, reason = _better(tracking, data, version, champion, spec.alias)
         if better:
             move(spec.alias, version, reason)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from filelock import Timeout
@@ -43,6 +44,12 @@ def listed(asked: Jobs) -> list[Proposal]:
         swept = tuple(o for o in overrides if o.lstrip("+~").partition("=")[0] in asked.swept)
         proposals.append(Proposal(number, overrides, swept))
     return proposals
+
+
+def without_answers(job: Proposal) -> Proposal:
+    """A child is told apart by its loss: it answers held-out questions, as does its base, only where the command line says how many."""
+    asked = any(override.lstrip("+").startswith("evaluation.answers=") for override in job.overrides)
+    return job if asked else replace(job, own=(*job.own, "evaluation.answers=0"))
 
 
 @contextmanager

@@ -138,7 +138,7 @@ class _Sweep:
                     if reason is None and (reason := asked_to_stop()):
                         self._stop(launcher)
                     while reason is None and len(running) < self._config.sweep.jobs and (proposal := search.ask()):
-                        begun = self._runs.begin(proposal)
+                        begun = self._runs.begin(family.without_answers(proposal))
                         if isinstance(begun, Child):
                             print(f"{self._runs.title(proposal)}: finished before ({begun.run.id})", flush=True)
                             self._end(search, begun)

@@ -124,6 +124,13 @@ def register(configured: str | None, name: str, candidate: Candidate) -> Version
     return made
 
 
+def registered(configured: str | None, name: str, run_id: str, tags: Mapping[str, str]) -> Version | None:
+    """The newest version of `name` that the run registered with these tags, if there is one."""
+    found = [one for one in store.connect(configured).search_model_versions(f"run_id = '{run_id}'") if one.name == name]
+    same = [Version(name, str(one.version), dict(one.tags)) for one in found if tags.items() <= one.tags.items()]
+    return max(same, key=lambda one: int(one.number), default=None)
+
+
 @contextmanager
 def aliases(configured: str | None, name: str) -> Iterator[tuple[Bearer, Move]]:
     """Under a lock: who bears an alias of the model now, and the function that moves one."""

@@ -199,10 +199,11 @@ class _Loop:
         started = time.perf_counter()
         with self.bound.told(0):
             measured = full(self.model, self.data, self.world)
+        seconds = time.perf_counter() - started
         if measured.documents:
             self.base(measured)
         scores = {key.replace("final/", "base/", 1): value for key, value in measured.metrics.items()}
-        return {**scores, "perf/full_eval_s": time.perf_counter() - started} if scores else {}
+        return {**scores, "perf/full_eval_s": seconds} if scores else {}
 
     def _frozen(self) -> dict[str, mx.array]:
         trained = flat(self.model.trainable_parameters())

@@ -135,9 +135,11 @@ def test_what_is_generated_ends_before_a_stop_string(loaded: Loaded, monkeypatch
     asked = [
         SimpleNamespace(args=("the cat", {"until": [stop, "never"], "max_gen_toks": 12})),
         SimpleNamespace(args=("the cat", {"until": [], "max_gen_toks": 4})),
+        SimpleNamespace(args=("the cat", {"until": [""], "max_gen_toks": 4})),
     ]
     found = harness.adapted(loaded).generate_until(asked)
-    assert found == [text.partition(stop)[0], loaded.tokenizer.decode(list(tokens[:4]))]
+    whole = loaded.tokenizer.decode(list(tokens[:4]))
+    assert found == [text.partition(stop)[0], whole, whole]
 
 
 def test_text_longer_than_the_context_is_scored_in_windows(loaded: Loaded) -> None:

@@ -7,18 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
+from forge.arrays import flat
+from forge.assemble import Parts
 from forge.errors import ReleaseError
 from forge.evaluation.answers import Answer
 from forge.models import Loaded
-from forge.models.adapters import lora
-from forge.release import Released, gate, make
+from forge.models.adapters import full, lora
+from forge.models.quantise import quantise
+from forge.release import Released, gate, make, promote, release
 from forge.release.divergence import Divergence
 from forge.release.gate import Measured, Written, judge
 from forge.settings import ReleaseSpec
-from forge.tracking import store
+from forge.tracking import registry, store
+from forge.tracking.run import run
+from forge.training.checkpoint import State, Store
+from forge.training.evaluate import evaluate
+from forge.training.formulation import on_cpu
 from tests.release.conftest import Publish, Trained
 
 _LIMITS = {"max_kl": 0.25, "min_agreement": 0.75, "max_loss_rise": 0.125, "max_regression": 0.0625}  # exact in floating point
@@ -110,6 +118,14 @@ def test_only_answers_that_could_have_ended_are_asked_to(trained: Trained, monke
     monkeypatch.setattr(gate, "continuations", lambda *_: [])
     found = gate.write(loaded, trained.data, replace(SPEC, answer_tokens=16))
     assert (found.asked, found.ended) == (1, 0)
+
+
+def test_what_a_source_of_weight_0_holds_is_not_asked(trained: Trained) -> None:
+    """A base that is trained on text alone, with conversations beside it to be measured, need not end any answer."""
+    loaded = trained.make()
+    whole = gate.write(loaded, trained.data, SPEC)
+    text = gate.write(loaded, replace(trained.data, unweighted=frozenset({"talk"})), SPEC)
+    assert whole.asked > 0 and text.asked == 0 and 0 < text.texts < whole.texts
 
 
 # ---- planted ----------------------------------------------------------------------------------------------------------
@@ -222,3 +238,61 @@ def test_the_run_keeps_the_table_and_each_versions_checks(publish: Publish, trai
     assert set(checks) == {released.version.uri, packed.version.uri}
     told = capsys.readouterr().out
     assert "8bit-g32" in told and "passed" in told and "validation loss" in told
+
+
+def test_a_quantised_model_of_a_quantised_base_says_how_it_is_quantised_itself(publish: Publish, trained: Trained) -> None:
+    """Readers of the folder would take what its base says for the bits of all layers that are not named."""
+
+    def adapter(model: Any) -> None:
+        lora(model, rank=2, alpha=4.0, dropout=0.0, targets="linear", layers=None)
+
+    loaded = trained.make()
+    base = replace(loaded, config=quantise(loaded.model, loaded.config, {"bits": 8, "group_size": 32}))
+    released = publish(base, adapter, fused=False, quantise=["4bit-g32"], max_loss_rise=9, max_kl=9, min_agreement=0)
+    folder, _ = registry.fetch(None, released.version.uri)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["quantization"] == config["quantization_config"] == {"group_size": 32, "bits": 4, "mode": "affine"}
+
+
+def test_a_quantised_champion_is_measured_as_its_rival_was(publish: Publish, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its weights unpacked on a CPU: MLX's own product with packed ones takes 75 times as long, under the lock of the aliases."""
+    settings: dict[str, Any] = {"fused": False, "quantise": ["8bit-g32"]}
+    first = publish(trained.make(), **settings)
+    store.connect(None).set_model_version_tag(first.version.name, first.version.number, promote.VALID_DIGEST, "other tokens")
+    seen: list[bool] = []
+
+    def evaluated(model: Any, data: Any) -> Any:
+        seen.append(any(type(module) is nn.QuantizedLinear for module in model.modules()))
+        return evaluate(model, data)
+
+    monkeypatch.setattr(promote, "evaluate", evaluated)
+    publish(trained.make(), **settings)
+    assert seen == [not on_cpu()]
+
+
+def test_a_release_that_was_cut_short_registers_nothing_twice(publish: Publish, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the aliases moved, and again just behind that."""
+    config, loaded = publish.config, trained.make()
+    full(loaded.model)
+    with run(replace(config.tracking, experiment="release"), "i") as opened:
+        place = Store(publish.folder / opened.id, opened.id, {"data": publish.data.ledger.digest})
+        saved = place.save(flat(loaded.model.trainable_parameters()), {}, State(step=3, loss=1.0))
+
+        def go(**settings: Any) -> Released:
+            anew = trained.make()
+            full(anew.model)
+            return release(config, Parts(anew, publish.data), saved, opened.id, **settings)
+
+        for killed in ("decide", "tag"):
+            with monkeypatch.context() as patch:
+                patch.setattr(promote if killed == "decide" else registry, killed, _killed)
+                with pytest.raises(KeyboardInterrupt):
+                    go()
+        found = go()
+        assert (found.version.number, found.alias, found.moved) == ("1", "champion", True)
+        assert len(store.connect(None).search_model_versions(f"name = '{config.release.name}'")) == 1
+        assert go(anew=True).version.number == "2"  # as it is typed
+
+
+def _killed(*_: Any) -> None:
+    raise KeyboardInterrupt

@@ -14,6 +14,7 @@ from forge.sweep import family, identity
 from forge.sweep.children import Child, Children
 from forge.sweep.identity import Ground
 from forge.sweep.launch import Ended, Job
+from forge.sweep.search import Proposal
 from forge.tracking import reader, store
 
 NOW = Ground("rows", "base")
@@ -140,3 +141,9 @@ def test_how_it_says_itself_that_it_ended_counts(sweep: Sweep) -> None:
     sweep.client.set_tag(begun.run_id, "forge.cause", "its own")
     sweep.client.set_terminated(begun.run_id, "FAILED")
     assert children.end(0, Ended(1, "error: another")).cause == "its own"
+
+
+def test_a_child_answers_questions_only_where_that_is_typed() -> None:
+    plain, typed = (Proposal(0, ("seed=1", *more), ("seed=1",)) for more in ((), ("evaluation.answers=8",)))
+    assert family.without_answers(plain).own == ("evaluation.answers=0",)
+    assert family.without_answers(typed) == typed

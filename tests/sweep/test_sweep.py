@@ -87,6 +87,9 @@ def test_a_sweep_is_one_parent_with_ranked_children_and_one_version(place: Place
     assert [row["child"] for row in place.table(parent.info.run_id)] == ["lr=0.01", "lr=0.0001"]
     assert (parent.data.tags["best/child"], parent.data.tags["best/run_id"]) == ("lr=0.01", children[1].info.run_id)
     assert len({c.data.tags["forge.valid_digest"] for c in children}) == 1  # the same validation tokens
+    for child in children:
+        words = Path(place.client.download_artifacts(child.info.run_id, "config/overrides.txt")).read_text().split()
+        assert "evaluation.answers=0" in words  # each would have its base asked once more
     (version,) = place.client.search_model_versions("name='rates'")
     assert version.run_id == children[1].info.run_id
     assert place.client.get_model_version_by_alias("rates", "champion").version == version.version

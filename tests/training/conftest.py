@@ -130,13 +130,15 @@ def train(make_model: Any, make_data: Any, make_plan: Any, tmp_path: Path) -> Ca
         keep: int = 0,
         resume: Path | None = None,
         update: dict[str, Any] | None = None,
+        base: Any = lambda measured: None,
         **plan: Any,
     ) -> Any:
         model = model if model is not None else make_model()
         log = Log()
         rule = Update(model, factory, **(update or {}))
         store = Store(tmp_path / folder, "run", {"configuration": "c", "data": "d", "base model": "b"}, keep)
-        result = fit(model, make_data(rows), objective, rule, make_plan(**plan), callbacks or {}, store, log, resume=resume, stop=stop)
+        told: dict[str, Any] = {"resume": resume, "stop": stop, "base": base}
+        result = fit(model, make_data(rows), objective, rule, make_plan(**plan), callbacks or {}, store, log, **told)
         return result, log, model
 
     return run

@@ -14,7 +14,7 @@ from forge.models.adapters import full, lora
 from forge.training import engine
 from forge.training.callbacks import EarlyStopping
 from forge.training.engine import time_left
-from forge.training.evaluate import evaluate
+from forge.training.evaluate import Full, evaluate
 from forge.training.objectives import causal_lm
 
 
@@ -205,6 +205,13 @@ def test_the_time_left_is_that_of_the_steps_and_evaluations_to_come(every: int, 
         to_come = len([at for at in evaluated if at >= step])
         true = 0.3 * (100 - step) + to_come * (eval_s + 0.2 * (done > 0)) if step < 100 else 0.0
         assert told == pytest.approx(true), step
+
+
+def test_the_time_of_the_bases_evaluation_is_without_what_else_it_is_asked(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers to held-out questions take half a second, its losses some milliseconds."""
+    monkeypatch.setattr(engine, "full", lambda *given: Full({"final/loss": 1.0}, {"a": [("a", 1.0, 1)]}))
+    history = train(total_steps=1, base=lambda measured: time.sleep(0.5))[0].history
+    assert history[0][1]["perf/full_eval_s"] < 0.25
 
 
 def test_the_time_left_leaves_out_what_came_before_the_first_step(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
