@@ -186,3 +186,17 @@ def test_http(url: str) -> None:
     status, error = post(url, '{"prompt": "Once upon", "temprature": 0}')
     assert (status, error["message"]) == (400, "unknown key `temprature`, did you mean `temperature`?")
     assert "stack_trace" not in error
+
+
+@pytest.mark.slow
+def test_the_openai_client(url: str) -> None:
+    """MLflow has one route for all, so the client is told that one."""
+    from openai import OpenAI
+    from openai.types.chat import ChatCompletion
+
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20, "temperature": 0}
+    with OpenAI(base_url=url.removesuffix("/invocations"), api_key="none", max_retries=0) as client:
+        answer = client.post("/invocations", body=body, cast_to=ChatCompletion)
+    assert (answer.object, answer.choices[0].message.role) == ("chat.completion", "assistant")
+    assert answer.usage is not None and answer.usage.completion_tokens <= 20
+    assert answer.choices[0].message.content == post(url, json.dumps(body))[1]["choices"][0]["message"]["content"]

@@ -1,4 +1,4 @@
-"""Eight clients against forge.serve for FORGE_LOAD_S seconds (20 if not set): nothing lost, nothing miscounted, equal seeds, equal texts.
+"""Eight clients against forge.serve for FORGE_LOAD_S seconds (6 if not set): nothing lost, nothing miscounted, equal seeds, equal texts.
 
 Memory and the worst /health are bars of `scripts/bench load`, on a machine that does nothing else.
 """
@@ -51,7 +51,7 @@ def test_a_client_of_the_bench_counts_broken_answers_as_lost(monkeypatch) -> Non
 
 @pytest.mark.slow
 def test_load(tmp_path) -> None:
-    minutes = float(os.environ.get("FORGE_LOAD_S", "20")) / 60
+    minutes = float(os.environ.get("FORGE_LOAD_S", "6")) / 60
     command = [sys.executable, "scripts/benches/load.py", "--minutes", str(minutes), "--most-tokens", "24", "--no-memory"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FORGE_HOME": str(tmp_path)}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=minutes * 60 + 300)
