@@ -61,6 +61,7 @@ def again(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("FORGE_HOME", str(place.folder / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.syspath_prepend(str(place.folder))
+    monkeypatch.setattr(reproduce, "_WIDE", 1000)  # the test's folders have long names, and a cell that is folded is in pieces
 
     def typed(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
