@@ -11,7 +11,6 @@ context is full the model no longer sees the oldest turns, and that is said. Eve
 """
 
 import io
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from forge.console.settings import ChatSpec
 from forge.entry import entry
 from forge.errors import ModelError
 from forge.imports import lasting
+from forge.words import VERSION
 
 if TYPE_CHECKING:
     from forge.console.side import Side
@@ -72,7 +72,7 @@ def _place(name: str, uri: str | None) -> tuple[Path, str]:
         if not (folder / "config.json").is_file():
             raise ModelError(f"{name}: no model lies there; give a folder with config.json and *.safetensors, or models:/NAME@ALIAS")
         return folder, folder.resolve().name
-    if not re.fullmatch(r"models:/[^/@]+(/\d+|@[^/@]+)", name):
+    if not VERSION.fullmatch(name):
         raise ModelError(f"{name}: write models:/NAME@ALIAS or models:/NAME/VERSION")
     from forge.tracking import reader, registry
 

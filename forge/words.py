@@ -12,7 +12,7 @@ from forge import paths
 from forge.errors import ConfigError
 
 _REGISTERED = "models:/"
-_VERSION = re.compile(r"models:/[^/@]+(/\d+|@[^/@]+)")
+VERSION = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))")  # its name, and its number or alias
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PLAIN = re.compile(r"[\w/.:@+-]+")  # needs no quotes in an override
 
@@ -48,7 +48,7 @@ def _model(word: str, folders: Sequence[Path], several: bool) -> list[str]:
 def _kind(value: str, folders: Sequence[Path]) -> tuple[tuple[str, str], str] | None:
     """The option that takes the model, its setting, and what to set; None for what is an option itself."""
     if value.startswith(_REGISTERED):
-        if not _VERSION.fullmatch(value):
+        if not VERSION.fullmatch(value):
             raise ConfigError(f"model={value}: write models:/NAME@ALIAS or models:/NAME/VERSION")
         return ("registry", "uri"), value
     if any((folder / "model" / f"{value}.yaml").is_file() for folder in folders):

@@ -16,8 +16,8 @@ that was evaluated. Costs loading and an evaluation, then for each model another
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -112,17 +112,11 @@ def _require_checkpoints(client: "MlflowClient", run: "Seen") -> None:
     raise ReleaseError(f"run {run.name} ({run.id[:8]}): its checkpoints are gone, none lies in {folder}; go where it ran, or train again")
 
 
-@contextmanager
-def _alone(run: "Seen") -> Iterator[None]:
-    from filelock import Timeout
-
+def _alone(run: "Seen") -> AbstractContextManager[None]:
     from forge.tracking import store
 
-    try:
-        with store.lock(f"run-{run.id}").acquire(timeout=_WAIT_S):
-            yield
-    except Timeout as error:
-        raise ReleaseError(f"run {run.name} ({run.id[:8]}) is being trained or released by another process; wait for it") from error
+    refusal = ReleaseError(f"run {run.name} ({run.id[:8]}) is being trained or released by another process; wait for it")
+    return store.held(f"run-{run.id}", refusal, _WAIT_S)
 
 
 def _overrides(asked: Asked) -> list[str]:

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from filelock import Timeout
 from mlflow import MlflowClient
 
 from forge.config import Config
@@ -52,11 +51,9 @@ def without_answers(job: Proposal) -> Proposal:
     return job if asked else replace(job, own=(*job.own, "evaluation.answers=0"))
 
 
-@contextmanager
-def alone(mark: str) -> Iterator[None]:
+def alone(mark: str) -> AbstractContextManager[None]:
     """Holds the sweep for this process, before it has a run. Raises TrackingError where another one does."""
-    with held(f"sweep-{mark}", "this sweep"):
-        yield
+    return held(f"sweep-{mark}", "this sweep")
 
 
 def earlier(client: MlflowClient, spec: TrackingSpec, mark: str) -> Seen | None:
@@ -77,15 +74,9 @@ def proposal(run: Seen, fixed: Sequence[str]) -> Proposal:
     return Proposal(int(run.tags["forge.job"]) - 1, (*fixed, *swept), swept)
 
 
-@contextmanager
-def held(lock: str, what: str) -> Iterator[None]:
+def held(lock: str, what: str) -> AbstractContextManager[None]:
     """Holds a lock while it is gone through. Raises TrackingError, with `what` is at work, where another process holds it."""
-    try:
-        held = store.lock(lock).acquire(timeout=0)
-    except Timeout as error:
-        raise TrackingError(f"{what} is being run by another process; wait for it, or start another with sweep.again=true") from error
-    with held:
-        yield
+    return store.held(lock, TrackingError(f"{what} is being run by another process; wait for it, or start another with sweep.again=true"))
 
 
 def _hash(text: str) -> str:

@@ -1,7 +1,6 @@
 """The model registry: fetch a version, register a new one, move aliases under a lock."""
 
 import json
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from forge import audit, paths
 from forge.errors import ModelError
 from forge.tracking import store
 from forge.tracking.datasets import DIGEST_LENGTH
+from forge.words import VERSION
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _cached(version: str) -> str:
 
 def _resolve(client: MlflowClient, uri: str) -> str:
     """The uri with a version in place of an alias, which may point elsewhere tomorrow."""
-    match = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", uri)
+    match = VERSION.fullmatch(uri)
     if not match:
         raise ModelError(f"model.uri={uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
     name, version, alias_name = match.groups()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from filelock import Timeout
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
@@ -183,7 +182,8 @@ def run(spec: TrackingSpec, identity: str, resume_id: str | None = None, tags: M
     reconcile(client, but=resume_id)
     record = _must("read the run", lambda: client.get_run(resume_id)) if resume_id else _new(client, spec, identity, tags or {})
     run_id = record.info.run_id
-    with _alone(run_id):
+    refusal = TrackingError(f"run {run_id} is being trained by another process; wait for it, or stop it first")
+    with store.held(f"run-{run_id}", refusal, _WAIT_S):
         if resume_id and _must("read the run", lambda: stop.clear(client, run_id)):
             print(f"forge: the tag {stop.TAG} was left from before and is taken away; set it again to stop this run", flush=True)
         if resume_id:
@@ -220,16 +220,6 @@ def _must(what: str, task: Callable[[], T]) -> T:
     except STORE_ERRORS as error:
         why = provenance.redact(reason(error))
         raise TrackingError(f"the tracking store could not {what} ({why}); check tracking.uri and whether the server is up") from error
-
-
-@contextmanager
-def _alone(run_id: str) -> Iterator[None]:
-    """Holds the run for this process. The system drops the lock when a process dies, however it dies."""
-    try:
-        with store.lock(f"run-{run_id}").acquire(timeout=_WAIT_S):
-            yield
-    except Timeout as error:
-        raise TrackingError(f"run {run_id} is being trained by another process; wait for it, or stop it first") from error
 
 
 def last_step(client: MlflowClient, run_id: str) -> int:

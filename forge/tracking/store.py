@@ -7,18 +7,19 @@ import logging
 import os
 import re
 import shlex
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
 
 import mlflow
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from forge import paths
-from forge.errors import TrackingError
+from forge.errors import ForgeError, TrackingError
 
 _REGISTRY = os.environ.get("MLFLOW_REGISTRY_URI")  # the user's: MLflow exports what is set by code, too
 
@@ -100,3 +101,14 @@ def lock(name: str) -> FileLock:
     """A lock between the processes of this machine that share the root."""
     paths.locks().mkdir(parents=True, exist_ok=True)
     return FileLock(paths.locks() / f"{name}.lock")
+
+
+@contextmanager
+def held(name: str, refusal: ForgeError, wait_s: float = 0) -> Iterator[None]:
+    """Holds lock(name), which the system drops when a process dies, however it dies. Raises `refusal` where another has it for longer."""
+    try:
+        taken = lock(name).acquire(timeout=wait_s)
+    except Timeout as error:
+        raise refusal from error
+    with taken:
+        yield
