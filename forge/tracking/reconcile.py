@@ -2,7 +2,8 @@
 
 A kill -9 leaves nobody to say how a run ended. A run that was started from this root is dead when its process is gone and its lock is free;
 one from elsewhere when its heartbeat has stood still for ten minutes, by this machine's clock. A run without a heartbeat isn't ours to
-judge. Costs two calls to the store, some 20 ms, and four more a dead run.
+judge; one whose parent is at work is left to the parent, which saw how its child's process ended. Costs two calls to the store, some
+20 ms, and four more a dead run.
 """
 
 import time
@@ -16,7 +17,7 @@ from mlflow.entities import RunTag, ViewType
 from forge import paths
 from forge.tracking import heartbeat, provenance, store
 from forge.tracking.heartbeat import Heartbeat
-from forge.tracking.names import ROOT, here
+from forge.tracking.names import PARENT, ROOT, here
 from forge.tracking.tries import STORE_ERRORS, reason
 
 STALE_S = 600.0
@@ -28,8 +29,10 @@ def reconcile(client: MlflowClient, but: str | None = None) -> None:
     try:
         experiments = [found.experiment_id for found in client.search_experiments(view_type=ViewType.ACTIVE_ONLY)]
         left = client.search_runs(experiments, f"{_OPEN} and tags.`{heartbeat.TAG}` LIKE '{{%'", max_results=1000)
-        for record in left:
-            if record.info.run_id != but and _dead(record):
+        dead = [record for record in left if _dead(record)]
+        at_work = {record.info.run_id for record in left} - {record.info.run_id for record in dead}
+        for record in dead:
+            if record.info.run_id != but and record.data.tags.get(PARENT) not in at_work:
                 _end(client, record.info.run_id)
     except STORE_ERRORS as error:
         print(f"forge: runs that a death left RUNNING could not be looked for ({provenance.redact(reason(error))})", flush=True)

@@ -153,6 +153,17 @@ def test_one_that_lives_or_is_worked_on_or_ended_is_left_alone(leave: Any) -> No
     assert [record(each).info.status for each in (ended, locked, gone_on_with, living)] == ["KILLED", "RUNNING", "RUNNING", "RUNNING"]
 
 
+def test_a_child_is_left_to_its_parent_as_long_as_that_one_is_at_work(leave: Any, dead_pid: int) -> None:
+    """Which knows more: that it was killed by SIGKILL, say."""
+    parent = leave(pid=os.getpid(), started=datetime.fromtimestamp(psutil.Process().create_time(), UTC))
+    child = leave(**{"mlflow.parentRunId": parent})
+    reconcile(store.connect(None))
+    assert record(child).info.status == record(parent).info.status == "RUNNING"
+    store.connect(None).set_tag(parent, "forge.heartbeat", record(child).data.tags["forge.heartbeat"])
+    reconcile(store.connect(None))
+    assert record(child).info.status == record(parent).info.status == "FAILED"
+
+
 def test_two_starts_at_once_tell_it_once(leave: Any, capsys: pytest.CaptureFixture[str]) -> None:
     left, client, together = leave(), store.connect(None), threading.Barrier(4)
 
