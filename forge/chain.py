@@ -24,13 +24,12 @@ from forge.sweep.launch import Ended, Job
 from forge.sweep.pool import Pool
 from forge.sweep.search import Proposal
 from forge.tracking import reader, store
-from forge.tracking.names import IDENTITY, ROOT, here
+from forge.tracking.names import CHAIN, IDENTITY, ROOT, TOTAL, here
 from forge.tracking.next_steps import look_at, next_steps
 from forge.tracking.reader import Seen
 from forge.tracking.run import Run
 from forge.tracking.run import run as open_run
 
-CHAIN = "forge.chain"
 _LOOK_EVERY_S = 0.25
 _TABLE = "chain/stages.json"
 
@@ -70,7 +69,7 @@ def run_chain(asked: Jobs) -> int:
             former = None
         tags = {key: value for key, value in last.tracking.tags.items() if key != STAGE}
         spec = replace(last.tracking, run_name=chain.run_name or " ".join(chain.stages), system_metrics=None, tags=tags)
-        own = {CHAIN: " ".join(chain.stages), family.FOLDER: str(Path(asked.hydra.run.dir).absolute())}
+        own = {CHAIN: " ".join(chain.stages), TOTAL: str(len(chain.stages)), family.FOLDER: str(Path(asked.hydra.run.dir).absolute())}
         with open_run(spec, mark, former.id if former else None, own) as parent:
             try:
                 done = _Life(client, parent, asked, chain, interrupts).run(goes_on=former is not None)

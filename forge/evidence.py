@@ -173,7 +173,7 @@ def description(config: Config, parts: Parts, result: Result, scores: Mapping[st
     if "final/loss" in scores:
         lines.insert(1, f"On the full validation set: {scores['final/loss']:.4f}.")
     if released:
-        lines.append(f"`{released.sentence(config.release.alias)}`")
+        lines.append(f"`{released.sentence()}`")
     return "\n\n".join(lines)
 
 

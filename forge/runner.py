@@ -127,7 +127,7 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
         if config.releases(run.parent):
             released = release(config, job.parts, job.checkpoints.at(result.best_step), run.id)
             run.summary({"release/max_logit_difference": released.max_logit_difference})
-            print(released.sentence(config.release.alias))
+            print(released.sentence())
         run.describe(evidence.description(config, job.parts, result, scores, released))
     return Outcome(run.id, job.parts.data.ledger.valid_digest, result, released)
 

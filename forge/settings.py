@@ -35,6 +35,13 @@ def _cadence(value: Any) -> Any:
     return value
 
 
+def _model_name(value: str) -> str:
+    """One that MLflow's registry takes and that a folder can bear, with a recipe behind it."""
+    if not value or value[0] in ".~" or re.search(r"[/:\\\x00-\x1f\x7f]", value) or len(value.encode("utf-8", "replace")) > 200:
+        raise ValueError(f"{value[:80]!r}: a model's name has no . or ~ in front, no / : \\ or control character, and at most 200 bytes")
+    return value
+
+
 def _memory(value: str) -> str:
     if not re.fullmatch(r"\d+(\.\d+)? ?(GB|%)", value):
         raise ValueError(f"{value!r}: write what MLX may use, such as '12 GB', or a share of the machine's, such as '80%'")
@@ -77,6 +84,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 Role = Literal["norm", "bias", "embedding", "head", "lora_a", "lora_b", "matrix"]
+ModelName = Annotated[str, AfterValidator(_model_name)]
 MemoryLimit = Annotated[str, AfterValidator(_memory)]
 Recipes = Annotated[list[Annotated[str, AfterValidator(_recipe)]], BeforeValidator(_recipes)]
 OverLength = Literal["error", "drop", "split", "truncate_left", "truncate_right"]
@@ -246,7 +254,7 @@ class ReleaseSpec:
     """
 
     enabled: bool
-    name: Annotated[str, Field(pattern=r"^[^/:]+$")]
+    name: ModelName
     alias: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
     max_logit_difference: Positive
     challenger: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")] = "challenger"

@@ -1,4 +1,4 @@
-"""python -m forge.watch [RUN] [--once] [--every SECONDS] : follows a run, or a sweep, from the tracking store.
+"""python -m forge.watch [RUN] [--once] [--every SECONDS] : follows a run, a sweep or a chain from the tracking store.
 
 RUN is an id, the beginning of one, or a name; without it, the newest run that is running. It reads, and writes nothing; it looks every
 two seconds, and pauses ten times as long as a look took, so that training is not kept waiting. Where the store is busy or away, it looks
@@ -20,6 +20,7 @@ from rich.text import Text
 from forge.entry import Parser, entry
 from forge.errors import TrackingError
 from forge.progress import clock, curve
+from forge.tracking.names import kind, way_on
 
 if TYPE_CHECKING:
     from forge.tracking.live import View
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 def _watch(argv: list[str]) -> int:
-    parser = Parser("forge.watch", "Follows a run, or a sweep, from the tracking store.")
+    parser = Parser("forge.watch", "Follows a run, a sweep or a chain from the tracking store.")
     parser.add_argument("run", nargs="?", metavar="RUN", help="an id, the beginning of one, or a name; without it, the newest that runs")
     parser.add_argument("--once", action="store_true", help="show the run as it is, and leave")
     parser.add_argument("--every", type=_seconds, default=2.0, metavar="SECONDS", help="how often to look, 2 if not given")
@@ -116,7 +117,7 @@ class _Screen:
         yield _heading(view, width)
         running = [child for child in view.children if child.running]
         if view.children:
-            yield _children(view.children, width, max(5, console.height - 12) if console.is_terminal else _CHILDREN)
+            yield _children(view, width, max(5, console.height - 12) if console.is_terminal else _CHILDREN)
         elif "trainer.total_steps" not in view.run.params and view.running:
             yield Text("it has not begun to train", "dim")
         for each in running[:1] if view.children else (view,):
@@ -139,12 +140,12 @@ def _heading(view: "View", width: int) -> Text:
     name.truncate(max(8, width - 34), overflow="ellipsis")
     line = Text.assemble(name, f" ({view.run.id[:8]})  ", _status(view), no_wrap=True)
     if view.dead:
-        line.append("  its process is gone; resume=auto goes on with it", "bold red")
+        line.append(f"  its process is gone; {way_on(view.run.tags)} goes on with it", "bold red")
     elif view.running and view.silent > _SILENT_S:
         line.append(f"  no sign of life for {clock(view.silent)}", "bold yellow")
     elif view.children and view.running:
         ended = sum(not child.running for child in view.children)
-        line.append(f"  {ended} of {view.run.tags.get('forge.sweep_total', len(view.children))} ended, {clock(view.elapsed)}", "dim")
+        line.append(f"  {ended} of {view.expected} ended, {clock(view.elapsed)}", "dim")
     line.truncate(width, overflow="ellipsis")
     return line
 
@@ -167,10 +168,14 @@ def _evaluations(view: "View", width: int) -> Table:
     return table
 
 
-def _children(children: tuple["View", ...], width: int, room: int) -> Table:
-    """Each run in a line, the first started first; of more than `room`, those that run and the lowest of the rest."""
+def _children(parent: "View", width: int, room: int) -> Table:
+    """Each run in a line, the first started first; of more than `room`, those that run and the lowest of the rest.
+
+    A chain's stages learn from other data each, so none is the best.
+    """
+    children = parent.children
     losses = {child.run.id: child.lowest for child in children}
-    known = [loss for loss in losses.values() if loss is not None]
+    known = [loss for loss in losses.values() if loss is not None and kind(parent.run.tags) != "chain"]
 
     def rank(child: "View") -> tuple[bool, float]:
         loss = losses[child.run.id]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.text import Text
 
 from forge import watch
 from forge.errors import DataError, TrackingError
@@ -147,7 +148,7 @@ def test_a_run_is_followed_to_its_end(look: Watch, make_spec: Any) -> None:
 
 def test_a_sweep_is_a_table_of_its_runs(look: Watch, make_spec: Any) -> None:
     with open_run(make_spec(run_name="sweep lr"), "s", tags={"forge.sweep": "lr"}) as parent:
-        parent.tags({"forge.sweep_total": "3"})
+        parent.tags({"forge.children": "3"})
         with open_run(make_spec(run_name="lr=1", parent_run=parent.id), "a") as first:
             train(first, 40)
             first.summary({"best/val_loss": 4.0, "best/step": 20})
@@ -164,6 +165,21 @@ def test_a_sweep_is_a_table_of_its_runs(look: Watch, make_spec: Any) -> None:
     assert re.fullmatch(r"lr=3 RUNNING 10/40 5.0000 \S+", lines[4])
     assert lines[5] == "lr=3"  # the one that runs, in full
     assert re.fullmatch(r"training ━+ 10/40 0:0\d eta 0:\d\d", lines[6])
+
+
+@pytest.mark.parametrize(("tag", "styles"), [("forge.sweep", ["bold green", ""]), ("forge.chain", ["", ""])])
+def test_of_a_chain_s_stages_none_is_the_best(make_spec: Any, tag: str, styles: list[str]) -> None:
+    """Each learns from data of its own."""
+    with open_run(make_spec(run_name="family"), "f", tags={tag: "a b"}) as parent:
+        for name, loss in (("a", 4.0), ("b", 5.0)):
+            with open_run(make_spec(run_name=name, parent_run=parent.id), name) as child:
+                train(child, 10)
+                child.summary({"best/val_loss": loss})
+        best = watch._children(live.look(parent._client, parent.id), 80, 5).columns[3]
+    assert [(str(cell), cell.style) for cell in best.cells if isinstance(cell, Text)] == [
+        ("4.0000", styles[0]),
+        ("5.0000", styles[1]),
+    ]
 
 
 def test_a_run_that_was_killed_hard_is_told_by_its_silence(look: Watch, home: Path) -> None:

@@ -31,26 +31,24 @@ _SAME = ("forge.checkpoint", "forge.quantisation", promote.VALID_DIGEST, "forge.
 
 @dataclass(frozen=True)
 class Released:
-    """`moved`: whether release.alias now points at `version`; `alias`: the one that does, if any; `reason` says why or why not, in words.
+    """`alias`: the one that now points at `version`, if any; `reason` says why or why not, in words. `refused`: by the gate.
 
-    `refused`: by the gate. `others`: what was registered beside it.
+    `others`: what was registered beside it.
     """
 
     version: Version
-    moved: bool
+    alias: str | None
     reason: str
     max_logit_difference: float
-    alias: str | None = None
-    refused: bool = False
+    refused: bool
     others: tuple["Released", ...] = ()
 
-    def sentence(self, alias: str) -> str:
-        """A line for each; `alias`: what the best version bears."""
-        given = alias if self.moved else self.alias
+    def sentence(self) -> str:
+        """A line for each."""
         became = "is refused by the gate and registered without alias" if self.refused else "is registered without alias"
-        if given:
-            became = f"is now {given}"
-        return "\n".join([f"{self.version.uri} {became}: {self.reason}", *(other.sentence(alias) for other in self.others)])
+        if self.alias:
+            became = f"is now {self.alias}"
+        return "\n".join([f"{self.version.uri} {became}: {self.reason}", *(other.sentence() for other in self.others)])
 
 
 def release(
@@ -66,7 +64,7 @@ def release(
     before = past(saved, parts.data.ledger.digest)
     where = origin.find(parts.loaded, partial(registry.fetch, config.tracking.uri))
     names = {recipe: name or f"{spec.name}-{recipe}" for recipe in spec.quantise}
-    with paths.scratch(paths.cache() / "release" / run_id) as scratch:
+    with paths.scratch(paths.within(paths.cache() / "release", run_id)) as scratch:
         workshop = Workshop(spec, parts, scratch)
         whole = workshop.fused(saved, name or spec.name)
         made = [whole, *(workshop.quantised(whole, recipe, names[recipe]) for recipe in spec.quantise)]
@@ -90,8 +88,7 @@ def _decide(config: Config, parts: Parts, version: Version, verdict: Verdict, di
     refused = Decision(None, verdict.reason)
     decision = promote.decide(config.release, config.tracking, parts.data, version) if verdict.passed else refused
     registry.tag(config.tracking.uri, version, {"forge.decision": decision.reason})
-    moved = decision.alias == config.release.alias
-    return Released(version, moved, decision.reason, difference, decision.alias, not verdict.passed)
+    return Released(version, decision.alias, decision.reason, difference, refused=not verdict.passed)
 
 
 def _former(config: Config, name: str, candidate: Candidate) -> Version | None:

@@ -20,15 +20,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from forge import paths
 from forge.entry import entry
 from forge.errors import ReleaseError
 from forge.keys import read
-from forge.settings import Recipes, checked
+from forge.settings import ModelName, Recipes, checked
 
 if TYPE_CHECKING:
     from forge.config import Config
@@ -44,7 +42,7 @@ class Asked:
 
     run: str
     quantise: Recipes = field(default_factory=list)
-    name: Annotated[str, Field(pattern=r"^[^/:]+$")] | None = None
+    name: ModelName | None = None
     alias: str | None = None
     challenger: str | None = None
     uri: str | None = None
@@ -95,12 +93,13 @@ def _register(asked: Asked, config: "Config", run: "Seen") -> "Released":
     print(f"run {run.name} ({run.id[:8]}), {best.why}")
     one = asked.name if len(asked.quantise) <= 1 else None
     released = release(config, parts, best.path, run.id, fused=not asked.quantise, name=one, anew=True)
-    print(released.sentence(config.release.alias))
+    print(released.sentence())
     return released
 
 
 def _require_checkpoints(client: "MlflowClient", run: "Seen") -> None:
     from forge.tracking import reader
+    from forge.tracking.names import kind
     from forge.training.checkpoint import steps
 
     folder = paths.checkpoints(run.id)
@@ -108,7 +107,8 @@ def _require_checkpoints(client: "MlflowClient", run: "Seen") -> None:
         return
     if children := reader.children(client, run):
         names = ", ".join(child.name for child in children[:5])
-        raise ReleaseError(f"run {run.name} is a sweep: release one of its runs ({names}); its command, typed again, releases the winner")
+        why = "each stage releases its own" if kind(run.tags) == "chain" else "its command, typed again, releases the winner"
+        raise ReleaseError(f"run {run.name} is a {kind(run.tags)}: name one of its runs ({names}); {why}")
     raise ReleaseError(f"run {run.name} ({run.id[:8]}): its checkpoints are gone, none lies in {folder}; go where it ran, or train again")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
+from forge import paths
 from forge.arrays import flat
 from forge.assemble import Parts
 from forge.errors import ReleaseError
@@ -99,7 +100,7 @@ class Workshop:
 
     def _place(self, kind: str, name: str) -> Path:
         """Serving reports the folder's name as the model's."""
-        folder = self.scratch / kind / name
+        folder = paths.within(self.scratch / kind, name)
         folder.parent.mkdir()
         return folder
 

@@ -15,10 +15,10 @@ from forge.jobs import Jobs
 from forge.settings import TrackingSpec
 from forge.sweep.search import Proposal
 from forge.tracking import reader, store
-from forge.tracking.names import IDENTITY, ROOT, here
+from forge.tracking.names import IDENTITY, ROOT, SWEEP, here
 from forge.tracking.reader import Seen
 
-SWEEP, WHOLE, FOLDER, TOTAL = "forge.sweep", "forge.sweep_whole", "forge.sweep_folder", "forge.sweep_total"
+WHOLE, FOLDER = "forge.sweep_whole", "forge.sweep_folder"
 _NOT_THE_SEARCH = ("jobs", "release_winner", "again")
 
 

@@ -24,7 +24,7 @@ from forge.sweep.pool import Pool
 from forge.sweep.release import release_winner
 from forge.sweep.search import Listed, Search
 from forge.sweep.winner import Verdict
-from forge.tracking import reader, stop, store
+from forge.tracking import names, reader, stop, store
 from forge.tracking.next_steps import look_at, next_steps
 from forge.tracking.reader import Seen
 from forge.tracking.run import Run
@@ -57,7 +57,7 @@ def sweep(asked: Jobs) -> int:
                 former = None
         name = first.tracking.run_name or f"sweep {over}".strip()
         named = replace(first.tracking, run_name=name, system_metrics=None)  # its children sample the machine
-        tags = {family.SWEEP: " ".join(asked.swept), family.FOLDER: str(_folder(asked))}
+        tags = {names.SWEEP: " ".join(asked.swept), family.FOLDER: str(_folder(asked))}
         with open_run(named, mark, former.id if former else None, tags) as parent:
             try:
                 children, verdict = _Sweep(client, parent, asked, interrupts, goes_on=former is not None).run(make)
@@ -112,7 +112,7 @@ class _Sweep:
         over = ", ".join(asked.swept) or "nothing"
         print(f"sweep of {runs} over {over} ({parent.id}){' goes on' if self._goes_on else ''}", flush=True)
         parent.text(self._config.yaml(), "config/first_child.yaml")
-        parent.tags({family.TOTAL: str(self._total)})
+        parent.tags({names.TOTAL: str(self._total)})
         parent.params({"sweep.keys": ", ".join(asked.swept), "sweep.sampler": self._config.sweep.sampler})
         if self._goes_on:
             self._runs.await_former()

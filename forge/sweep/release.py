@@ -35,7 +35,7 @@ def release_winner(client: MlflowClient, parent: Run, best: Child, verdict: Verd
             return None
         released = _release(best)
         parent.tags({_RELEASED: released.version.uri, _OF: best.run.id, "forge.decision": released.reason})
-    print(f"{best.proposal.name}: {released.sentence(best.config.release.alias)}")
+    print(f"{best.proposal.name}: {released.sentence()}")
     return released
 
 

@@ -14,7 +14,7 @@ from mlflow.entities import ViewType
 from forge.errors import TrackingError
 from forge.progress import Course
 from forge.tracking import heartbeat, reader
-from forge.tracking.names import ROOT, here
+from forge.tracking.names import ROOT, TOTAL, here
 from forge.tracking.reader import Seen
 from forge.tracking.tries import STORE_ERRORS, reason
 
@@ -25,7 +25,7 @@ _LAST = ("perf/eta_s", "perf/tokens_per_s", "memory/peak_gib")  # metrics of whi
 
 @dataclass(frozen=True)
 class View:
-    """A run at one moment. `sources`: the validation losses (nats a token) of each source, by step. `children`: a sweep's runs."""
+    """A run at one moment. `sources`: the validation losses (nats a token) of each source, by step. `children`: of a sweep or a chain."""
 
     run: Seen
     course: Course
@@ -54,6 +54,11 @@ class View:
         return max(0.0, time.time() - beat.seen_s) if beat else 0.0
 
     @property
+    def expected(self) -> int:
+        """How many children there will be, as far as the parent says."""
+        return int(self.run.tags.get(TOTAL, len(self.children)))
+
+    @property
     def lowest(self) -> float | None:
         """Its best validation loss: the chosen checkpoint's, or until there is one the lowest so far."""
         found = self.run.metrics.get("best/val_loss")
@@ -61,7 +66,7 @@ class View:
 
 
 def find(client: MlflowClient, wanted: str | None) -> Seen:
-    """As reader.find(); None: the newest run that is running or, where that is a part of a sweep that is, the sweep."""
+    """As reader.find(); None: the newest run that is running or, where its sweep or chain is too, that."""
     with _told():
         if wanted:
             return reader.find(client, wanted)
@@ -70,8 +75,8 @@ def find(client: MlflowClient, wanted: str | None) -> Seen:
         found = client.search_runs(experiments, "attributes.status = 'RUNNING'", order_by=newest, max_results=1)
         if found:
             seen = reader.get(client, found[0].info.run_id)
-            sweep = reader.get(client, seen.parent) if seen.parent else None
-            return sweep if sweep and sweep.status in _RUNNING else seen
+            parent = reader.get(client, seen.parent) if seen.parent else None
+            return parent if parent and parent.status in _RUNNING else seen
         ended = client.search_runs(experiments, order_by=newest, max_results=_SHOWN)
     names = ", ".join(f"{run.info.run_name} ({run.info.run_id[:8]})" for run in ended)
     raise TrackingError(f"no run is running; name one to look at: the newest are {names or 'none: the store is empty'}")

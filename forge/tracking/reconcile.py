@@ -17,7 +17,7 @@ from mlflow.entities import RunTag, ViewType
 from forge import paths
 from forge.tracking import heartbeat, provenance, store
 from forge.tracking.heartbeat import Heartbeat
-from forge.tracking.names import PARENT, ROOT, here
+from forge.tracking.names import PARENT, ROOT, here, kind, way_on
 from forge.tracking.tries import STORE_ERRORS, reason
 
 STALE_S = 600.0
@@ -72,10 +72,11 @@ def _cause(record: RunRecord, beat: Heartbeat, last_ms: int) -> str:
 
 
 def _way_on(record: RunRecord) -> str:
-    if "forge.sweep" in record.data.tags:
-        return "the same command goes on with the sweep"
-    if record.data.tags.get(ROOT) != here():
-        return "resume=auto goes on with it there"
+    tags, way = record.data.tags, way_on(record.data.tags)
+    if what := kind(tags):
+        return f"{way} goes on with the {what}"
+    if tags.get(ROOT) != here():
+        return f"{way} goes on with it there"
     saved = paths.checkpoints(record.info.run_id).glob("step-*/sha256.json")
     steps = [int(number) for file in saved if (number := file.parent.name.removeprefix("step-")).isdecimal()]
-    return f"resume=auto goes on from step {max(steps)}" if steps else "it had saved nothing, so resume=auto starts it over"
+    return f"{way} goes on from step {max(steps)}" if steps else f"it had saved nothing, so {way} starts it over"

@@ -54,7 +54,7 @@ def fetch(configured: str | None, uri: str) -> tuple[Path, str]:
 
 
 def _cached(version: str) -> str:
-    folder = paths.cache() / "models" / version.removeprefix("models:/")
+    folder = paths.within(paths.cache() / "models", version.removeprefix("models:/"))
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder)
 

@@ -27,7 +27,7 @@ class StopTag:
         if self._reason is None and self._tagged(self._run_id):
             self._reason = f"stopped by the tag {TAG} in MLflow"
         if self._reason is None and self._parent and self._tagged(self._parent):
-            self._reason = f"stopped by the tag {TAG} of its sweep in MLflow"
+            self._reason = f"stopped by the tag {TAG} of its parent run in MLflow"
 
     def _tagged(self, run_id: str) -> bool:
         return wanted(self._client.get_run(run_id).data.tags)

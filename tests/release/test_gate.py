@@ -135,17 +135,17 @@ def require_refused(released: Released, reason: str) -> None:
     """One version, without an alias, that says why; and nothing else said."""
     client = store.connect(None)
     version = client.get_model_version(released.version.name, released.version.number)
-    assert (released.refused, released.moved, released.alias) == (True, False, None)
+    assert (released.refused, released.alias) == (True, None)
     assert version.aliases == [] and client.get_registered_model(released.version.name).aliases == {}
     assert version.tags["forge.gate"] == "refused" and reason in version.tags["forge.gate_reason"]
     assert released.reason == version.tags["forge.gate_reason"] == version.tags["forge.decision"]
-    assert released.sentence("champion").startswith(f"{released.version.uri} is refused by the gate and registered without alias: ")
+    assert released.sentence().startswith(f"{released.version.uri} is refused by the gate and registered without alias: ")
 
 
 def test_a_healthy_model_passes_and_so_does_its_8_bit_one(publish: Publish, trained: Trained) -> None:
     released = publish(trained.make(), base=5.0, quantise=["8bit-g32"])
     (packed,) = released.others
-    assert released.moved and packed.moved
+    assert released.alias == "champion" and packed.alias == "champion"
     assert packed.version.name == f"{released.version.name}-8bit-g32"
     tags = store.connect(None).get_model_version(packed.version.name, packed.version.number).tags
     assert tags["forge.gate"] == "passed" and tags["forge.quantisation"] == "8bit-g32"
@@ -165,7 +165,7 @@ def test_a_bad_quantisation_is_refused_and_the_fused_model_is_not(
 
     monkeypatch.setattr(make.recipes, "quantise", bad)
     released = publish(trained.make(), base=5.0, quantise=["8bit-g32"])
-    assert released.moved and not released.refused
+    assert released.alias == "champion" and not released.refused
     require_refused(released.others[0], "KL from the fused model ")
 
 
@@ -199,7 +199,7 @@ def test_a_model_of_one_token_is_refused(publish: Publish, trained: Trained) -> 
 
 def test_the_same_limits_moved_let_it_pass(publish: Publish, trained: Trained) -> None:
     released = publish(never_stops(trained.make()), base=0.1, min_ended=0.0, max_regression=100.0)
-    assert released.moved
+    assert released.alias == "champion"
 
 
 def test_an_adapter_that_passes_changes_no_answer(publish: Publish, trained: Trained) -> None:
@@ -209,7 +209,7 @@ def test_an_adapter_that_passes_changes_no_answer(publish: Publish, trained: Tra
             block.self_attn.q_proj.lora_b = 0.1 * mx.array(np.random.RandomState(0).normal(size=block.self_attn.q_proj.lora_b.shape))
 
     released = publish(trained.make(), adapter)
-    assert released.moved and released.max_logit_difference < 1e-4
+    assert released.alias == "champion" and released.max_logit_difference < 1e-4
 
 
 def test_logits_that_moved_are_seen_where_the_loss_does_not_show_it(
@@ -289,7 +289,7 @@ def test_a_release_that_was_cut_short_registers_nothing_twice(publish: Publish, 
                 with pytest.raises(KeyboardInterrupt):
                     go()
         found = go()
-        assert (found.version.number, found.alias, found.moved) == ("1", "champion", True)
+        assert (found.version.number, found.alias) == ("1", "champion")
         assert len(store.connect(None).search_model_versions(f"name = '{config.release.name}'")) == 1
         assert go(anew=True).version.number == "2"  # as it is typed
 

@@ -132,10 +132,18 @@ def test_a_run_from_elsewhere_is_dead_ten_minutes_after_its_last_beat(leave: Any
     assert record(stale).data.tags["forge.cause"].endswith("; resume=auto goes on with it there")
 
 
-def test_a_sweep_s_way_on_is_its_command(leave: Any) -> None:
-    left = leave(**{"forge.sweep": "optimizer.lr"})
+@pytest.mark.parametrize(
+    ("tag", "way"),
+    [
+        ("forge.sweep", "the same command goes on with the sweep"),
+        ("forge.chain", "the same command goes on with the chain"),
+        ("mlflow.parentRunId", "it had saved nothing, so the same command starts it over"),
+    ],
+)
+def test_a_sweep_s_and_a_chain_s_way_on_is_their_command(leave: Any, tag: str, way: str) -> None:
+    left = leave(**{tag: "a b"})
     reconcile(store.connect(None))
-    assert record(left).data.tags["forge.cause"].endswith("; the same command goes on with the sweep")
+    assert record(left).data.tags["forge.cause"].endswith(f"; {way}")
 
 
 @pytest.mark.parametrize("tag", ["", "nobody", "[1]", '{"host": "h"}', '{"host": "h", "pid": 1, "process_started": "?", "seen": "?"}'])

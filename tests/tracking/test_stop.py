@@ -70,7 +70,7 @@ def test_a_sweep_s_tag_stops_its_children_and_stays(make_spec: Any) -> None:
     with run(make_spec(), "p") as parent:
         with run(make_spec(parent_run=parent.id), "c") as child:
             store.connect(None).set_tag(parent.id, "forge.stop", "true")
-            assert answer(child.asked_to_stop) == "stopped by the tag forge.stop of its sweep in MLflow"
+            assert answer(child.asked_to_stop) == "stopped by the tag forge.stop of its parent run in MLflow"
         assert tags(parent.id)["forge.stop"] == "true"
         assert answer(parent.asked_to_stop) == OWN
 

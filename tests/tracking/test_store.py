@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from forge.errors import TrackingError
-from forge.tracking import store
+from forge.errors import ConfigError, TrackingError
+from forge.tracking import registry, store
+
+
+def test_a_model_s_name_is_no_way_out_of_the_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a remote store's models are kept."""
+    monkeypatch.setattr(store, "local_folder", lambda where: None)
+    with pytest.raises(ConfigError, match=r"^\.\./3: a name has no empty part, `\.` or `\.\.`; nothing outside .*models is touched"):
+        registry.fetch(None, "models:/../3")
+    assert not (home / "mlruns" / "cache" / "3").exists()
 
 
 def test_the_default_places_are_mlflows_own(home: Path) -> None:
