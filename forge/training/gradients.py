@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from forge.spec import Batch
+from forge.training import host
 from forge.training.isolation import formulated
 from forge.training.objectives import shift
 from forge.training.positions import by_positions
@@ -33,15 +34,18 @@ class Gradients:
         self.together: int = getattr(getattr(objective, "func", objective), "rows_together", 1)
 
     def __call__(self, batch: Batch) -> Parts:
+        notes: list[list[host.Note]] = []
         (loss_sum, count, sums, gradients), *others = [
-            self._of(part, stream) for part, _, stream in parts(batch, self.together, spread=True)
+            self._of(part, stream, notes) for part, _, stream in parts(batch, self.together, spread=True)
         ]
+        host.settle(notes)
         for loss, number, more, gradient in others:
             loss_sum, count, sums = loss_sum + loss, count + number, tree_map(mx.add, sums, more)
             gradients = over_lanes(mx.add, gradients, gradient)
         return loss_sum, count, sums, gradients
 
-    def _of(self, batch: Batch, stream: mx.Stream) -> Parts:
-        with mx.stream(stream), formulated(shift(batch)[3]), by_positions():
+    def _of(self, batch: Batch, stream: mx.Stream, notes: list[list[host.Note]]) -> Parts:
+        with mx.stream(stream), formulated(shift(batch)[3]), by_positions(), host.noted() as own:
             (loss_sum, (count, sums)), gradients = self._value_and_grad(self._model, batch)
+        notes.append(own)
         return loss_sum, count, dict(sums), gradients

@@ -11,7 +11,7 @@ import numpy as np
 STEPS = 20
 VOCAB = 61
 ROW = 25  # tokens; the models see 24
-OPTIMIZER = {"lr": 2e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}  # decay is on every weight
+OPTIMIZER = {"lr": 2e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.1}  # decay is on every weight
 RANK, ALPHA = 4, 12.0
 
 _SIZES: dict[str, Any] = {
