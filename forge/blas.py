@@ -21,6 +21,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NAMES = ("libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so")
 _CUDA_BACKENDS = ("mlx-cuda-12", "mlx-cuda-13")
 _THREADS = ("openblas_set_num_threads", "MKL_Set_Num_Threads")
+_SUFFIXES = ("", "64_", "_64", "_64_")  # that builds of OpenBLAS put behind the names of its functions
 _MLX = {"MLX_DISABLE_COMPILE": "1", "MLX_BFS_MAX_WIDTH": "4096"}
 
 _state = "not prepared"
@@ -31,6 +32,13 @@ _library: ctypes.CDLL | None = None
 def describe() -> str:
     """What multiplies MLX's matrices on the CPU of this process, such as "libopenblas.so.0"; a tag on each run."""
     return _state
+
+
+def kernels() -> str | None:
+    """Which kernels an OpenBLAS took for this processor, or by OPENBLAS_CORETYPE, such as "OpenBLAS 0.3.21, Haswell kernels"; None where
+    another BLAS multiplies. They decide the last digits of a product; on x86 OPENBLAS_L2_SIZE does not."""
+    config, core = _told("openblas_get_config"), _told("openblas_get_corename")
+    return f"{' '.join(config.split()[:2])}, {core} kernels" if config and core else None
 
 
 def prepare() -> None:
@@ -76,6 +84,16 @@ def use_threads(number: int) -> None:
     for name in _THREADS:
         if _library is not None and hasattr(_library, name):
             getattr(_library, name)(number)
+
+
+def _told(name: str) -> str | None:
+    """What a function of the library's that takes nothing says; None where it has none of that name."""
+    for suffix in _SUFFIXES:
+        function = getattr(_library, name + suffix, None)
+        if function is not None:
+            function.restype = ctypes.c_char_p
+            return str(function().decode())
+    return None
 
 
 def _has_cuda() -> bool:

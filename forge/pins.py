@@ -6,7 +6,6 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from forge import blas
 from forge.config import Config
 from forge.data.preview import printable
 from forge.errors import DataError, ModelError
@@ -21,6 +20,15 @@ if TYPE_CHECKING:
 _COMMIT = "mlflow.source.git.commit"
 _DIGEST = 12  # digits that are shown
 _PACKED = " quantised to "
+_MACHINE = {
+    "forge.blas": "BLAS",
+    "forge.blas_kernels": "BLAS kernels",
+    "forge.device": "device",
+    "forge.device_name": "device's name",
+    "forge.cores": "cores",
+    "forge.processes": "processes",
+    "forge.host": "machine",
+}
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,9 @@ def around(client: "MlflowClient", run: Seen, config: Config) -> list[Pin]:
     found = [Pin("code commit", tags.get(_COMMIT), now.get(_COMMIT, "none")), Pin("uncommitted changes", then_dirty, now_dirty or "none")]
     then, versions = _versions(tags.get("forge.versions", "")), provenance.versions()
     found += [Pin(name, then.get(name), versions.get(name, "not installed")) for name in then | versions]
-    here = {"forge.blas": blas.describe(), **device.describe(), "forge.processes": "1", "forge.host": now["forge.host"]}
-    words = {"forge.blas": "BLAS", "forge.device": "device", "forge.device_name": "device's name", "forge.host": "machine"}
-    found += [Pin(words.get(tag, tag.removeprefix("forge.")), tags.get(tag), value) for tag, value in here.items() if tag in tags]
+    here = {tag: now.get(tag) for tag in ("forge.blas", "forge.blas_kernels", "forge.host")} | device.describe()
+    here["forge.processes"] = "1"
+    found += [Pin(words, tags[tag], here.get(tag)) for tag, words in _MACHINE.items() if tag in tags]
     return [*found, Pin("configuration", tags.get("forge.identity"), config.identity, decides=True)]
 
 

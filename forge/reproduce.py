@@ -91,7 +91,7 @@ def _reproduce(argv: list[str]) -> int:
     if drifted:
         print(f"{'although' if not result.differences else 'and'} this drifted: {', '.join(pin.name for pin in drifted)}")
     elif result.differences:
-        print("no pin drifted: what differs is not recorded, such as the number of cores or files that a _target_ reads")
+        print("no pin drifted: what differs is not recorded, such as files that a _target_ reads")
     return 1 if result.differences else 0
 
 

@@ -1,13 +1,18 @@
 """Which BLAS is put under MLX. Each case needs a fresh process: a library loaded once stays."""
 
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
 from forge import blas
+from forge.tracking import provenance
 
 ROOT = Path(__file__).parents[1]
 CPU_OF_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux") or blas._has_cuda(), reason="only Linux CPUs need another BLAS")
@@ -150,6 +155,34 @@ for number in (1, 2):
     print(number, *told)
 """)
     assert printed in (["1 1", "2 2"], ["1", "2"])
+
+
+@CPU_OF_LINUX
+def test_the_kernels_are_those_that_openblas_took() -> None:
+    """The library itself says which; without the variable it asks the processor."""
+    say = "import forge\nfrom forge import blas\nprint(blas.kernels())"
+    if "DYNAMIC_ARCH" not in python("import forge\nfrom forge import blas\nprint(blas._told('openblas_get_config'))")[0][0]:
+        pytest.skip("needs an OpenBLAS that has kernels to choose from")
+    if platform.machine() != "x86_64":
+        pytest.skip("these are x86's")
+    for core in ("Prescott", "Nehalem"):
+        ((found,), _) = python(say, OPENBLAS_CORETYPE=core)
+        assert re.fullmatch(rf"OpenBLAS [\d.]+, {core} kernels", found), found
+    assert python(say, FORGE_BLAS="off")[0] == ["None"]
+
+
+@pytest.mark.parametrize("suffix", ["", "64_"])
+def test_kernels_are_asked_for_by_the_names_of_the_build(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"config": b"OpenBLAS 0.3.30 DYNAMIC_ARCH NO_AFFINITY Zen MAX_THREADS=64", "corename": b"Zen"}
+    library = {f"openblas_get_{name}{suffix}": MagicMock(return_value=text) for name, text in told.items()}
+    monkeypatch.setattr(blas, "_library", SimpleNamespace(**library))
+    assert blas.kernels() == "OpenBLAS 0.3.30, Zen kernels"
+
+
+def test_only_an_openblas_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in (None, SimpleNamespace(MKL_Set_Num_Threads=print)):
+        monkeypatch.setattr(blas, "_library", library)
+        assert blas.kernels() is None and "forge.blas_kernels" not in provenance.tags()
 
 
 def test_without_a_library_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

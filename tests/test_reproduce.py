@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from forge import jobs, pins, reproduce
+from forge import blas, jobs, pins, reproduce
 from forge.errors import DataError
+from forge.models import device
 from forge.pins import Pin, shown
 from forge.rerun import TAG, Difference, likeness
 from forge.settings import TrackingSpec
-from forge.tracking import reader, store
+from forge.tracking import provenance, reader, store
 from forge.tracking.run import run as open_run
 from tests.place import ROOT, TINY, Place, clean, looks_at
 
@@ -116,7 +117,7 @@ def test_another_version_is_named_and_the_numbers_may_still_be_equal(again: Repr
         assert code == 0 and "up to step 2 are the same to the digit\nalthough this drifted: " in out and "mlx, BLAS" in out
     finally:
         place.client.set_tag(first, "forge.versions", kept)
-        place.client.set_tag(first, "forge.blas", pins.blas.describe())
+        place.client.set_tag(first, "forge.blas", blas.describe())
 
 
 @trains
@@ -288,6 +289,43 @@ def test_paths_below_the_folder_of_the_start_are_told() -> None:
 def test_a_pin_that_was_not_recorded_or_not_looked_at_has_not_drifted() -> None:
     assert [Pin("a", then, now).drifted for then, now in (("1", "1"), (None, "1"), ("1", None), ("1", "2"))] == [False, False, False, True]
     assert [shown(value) for value in (None, "", "0123456789abcdef", "cpu\x1b[2J")] == ["not known", "none", "0123456789ab", "cpu\\x1b[2J"]
+
+
+@pytest.fixture
+def machine_pins(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, tuple[str | None, str | None]]]:
+    """machine_pins(tags) -> those that drifted, then and now, of a run that was made just so but for these tags."""
+    config = jobs.single([], "")
+    assert config
+    monkeypatch.setattr(reader, "text", lambda *_: None)
+    monkeypatch.setattr(provenance, "_git", lambda *_: None)
+
+    def drifted_of(tags: dict[str, str]) -> dict[str, tuple[str | None, str | None]]:
+        made = provenance.tags() | device.describe() | {"forge.processes": "1"} | tags
+        found = pins.around(None, reader.Seen("id", "name", "1", "FINISHED", 0, 1, made, {}, {}), config)  # type: ignore[arg-type]
+        return {pin.name: (pin.then, pin.now) for pin in found if pin.drifted}
+
+    return drifted_of
+
+
+def test_other_kernels_cores_and_processes_are_named(machine_pins: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "kernels", lambda: "OpenBLAS 0.3.30, Haswell kernels")
+    monkeypatch.setattr(blas, "cores", lambda: 4)
+    monkeypatch.setattr(device.mx, "default_device", lambda: device.mx.Device(device.mx.cpu))
+    assert machine_pins({}) == {}
+    then = {"forge.blas_kernels": "OpenBLAS 0.3.30, SkylakeX kernels", "forge.cores": "8", "forge.processes": "2"}
+    assert machine_pins(then) == {
+        "BLAS kernels": ("OpenBLAS 0.3.30, SkylakeX kernels", "OpenBLAS 0.3.30, Haswell kernels"),
+        "cores": ("8", "4"),
+        "processes": ("2", "1"),
+    }
+
+
+def test_kernels_are_compared_between_openblas_alone(machine_pins: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "kernels", lambda: None)
+    assert machine_pins({}) == {}
+    assert machine_pins({"forge.blas": "another", "forge.blas_kernels": "OpenBLAS 0.3.30, Zen kernels"}) == {
+        "BLAS": ("another", blas.describe())
+    }
 
 
 def test_the_ground_that_can_not_be_read_is_a_pin_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 Where OPENBLAS_CORETYPE forces kernels on the processor, four short processes time those and its own: a second or two.
 """
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -57,7 +56,8 @@ def library() -> Iterator[Finding]:
         way_out = "unset FORGE_BLAS" if off else _INSTALL
         yield Finding("BLAS", "note", f"{state}: matrix products are about 30 times slower than they could be", way_out)
     else:
-        yield Finding("BLAS", "ok", f"{state}{_config()}, {_threads_of()}")
+        kernels = f" ({blas.kernels()})" if blas.kernels() else ""
+        yield Finding("BLAS", "ok", f"{state}{kernels}, {_threads_of()}")
 
 
 def kernels() -> Iterator[Finding]:
@@ -99,16 +99,6 @@ def switches() -> Iterator[Finding]:
 
 def _is_openblas() -> bool:
     return hasattr(blas._library, "openblas_get_corename")
-
-
-def _config() -> str:
-    """ " (OpenBLAS 0.3.21, Haswell kernels)", as far as the library says."""
-    if blas._library is None or not _is_openblas():
-        return ""
-    for name in ("openblas_get_config", "openblas_get_corename"):
-        getattr(blas._library, name).restype = ctypes.c_char_p
-    version = " ".join(blas._library.openblas_get_config().decode().split()[:2])
-    return f" ({version}, {blas._library.openblas_get_corename().decode()} kernels)"
 
 
 def _threads_of() -> str:

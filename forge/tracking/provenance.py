@@ -27,6 +27,8 @@ def tags() -> dict[str, str]:
         "forge.host": f"{platform.node()} ({platform.platform()})",
         "forge.versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
+    if kernels := blas.kernels():
+        found["forge.blas_kernels"] = kernels
     if commit:
         # MLflow shows this one as the run's source version.
         found |= {"mlflow.source.git.commit": commit, "forge.git_dirty": str(bool(_git("status", "--porcelain"))).lower()}
