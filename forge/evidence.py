@@ -36,8 +36,9 @@ class Ended:
     advice: Sequence[Advice]
 
 
-def configuration(run: Run, config: Config, overrides: list[str]) -> None:
-    run.tags(device.describe())
+def configuration(run: Run, config: Config, overrides: list[str], processes: int) -> None:
+    """`processes`: that train together; from three on sums depend on how many in the last digits, as dropout does from two on."""
+    run.tags(device.describe() | {"forge.processes": str(processes)})
     run.text(config.yaml(), "config/config.yaml")
     run.text("\n".join(overrides), "config/overrides.txt")
     if diff := provenance.dirty_diff():

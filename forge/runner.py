@@ -96,7 +96,7 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
     run_id, named = _to_resume(config)
     with open_run(config.tracking, config.identity, run_id) as run, ranks.telling(lambda why: run.close("FAILED", why)):
         print(f"run {run.name} ({run.id}){' goes on' if run.resumed else ''}", flush=True)
-        evidence.configuration(run, config, overrides)
+        evidence.configuration(run, config, overrides, ranks.size)
         job = _Job.of(config, ranks.agree(run.id) or "", ranks)
         account = planned(job.parts.data, job.steps)
         evidence.data_and_model(run, config, job.parts, job.steps, account)

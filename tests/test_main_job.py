@@ -147,6 +147,7 @@ def two(place: Place) -> Life:
 def test_two_processes_are_one_run_with_the_losses_of_one_process(place: Place, whole: Any, told: Life) -> None:
     (run,) = told.runs
     assert run.info.status == "FINISHED", told.output
+    assert (whole.data.tags["forge.processes"], run.data.tags["forge.processes"]) == ("1", "2")
     expected, found = place.histories(whole.info.run_id), place.histories(run.info.run_id)
     assert expected.keys() == found.keys()
     for key, points in expected.items():
