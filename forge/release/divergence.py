@@ -36,7 +36,7 @@ class Divergence:
 
 
 def keep(model: nn.Module, data: Data, places: int, folder: Path) -> None:
-    """Write the logits of `model` at `places` held-out targets, of each source as many, to `folder`. Raises OSError."""
+    """Write the logits of `model` at `places` held-out targets, of each source that has a weight as many, to `folder`. Raises OSError."""
     folder.mkdir()
     for number, logits_NV in enumerate(_logits(model, data, places)):
         save(_file(folder, number), {"logits": logits_NV})
@@ -70,8 +70,9 @@ def _larger(one: float, other: float) -> float:
 def _logits(model: nn.Module, data: Data, places: int) -> Iterator[mx.array]:
     """fp32 logits_NV, a chunk at a time, as evaluation computes them; of each source's batches in a fixed order that favours no length."""
     model.eval()
-    for batches in data.valid.values():
-        left = math.ceil(places / len(data.valid))
+    counted = [batches for name, batches in data.valid.items() if name not in data.unweighted]
+    for batches in counted:
+        left = math.ceil(places / len(counted))
         for number in np.random.RandomState(0).permutation(len(batches)).tolist():
             if left <= 0:
                 break

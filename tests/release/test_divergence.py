@@ -1,5 +1,6 @@
 """KL, agreement and distance of two models' logits, against numpy in fp64."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -56,6 +57,17 @@ def test_each_source_gives_as_many_places(trained: Trained, tmp_path: Path) -> N
     """7 of two sources: 4 of each, the same ones each time."""
     keep(trained.make().model, trained.data, 7, tmp_path / "kept")
     assert diverge(trained.make().model, trained.data, 7, tmp_path / "kept").places == 8
+
+
+def test_a_source_of_weight_0_has_no_say(trained: Trained, tmp_path: Path) -> None:
+    """Of two sources the talk alone counts: as if there were no other, and with all 7 places."""
+    measured = replace(trained.data, unweighted=frozenset({"text"}))
+    alone = replace(trained.data, valid={"talk": trained.data.valid["talk"]})
+    found = []
+    for name, data in (("measured", measured), ("alone", alone)):
+        keep(trained.make().model, data, 7, tmp_path / name)
+        found.append(diverge(shaken(trained), data, 7, tmp_path / name))
+    assert found[0] == found[1] and found[0].places == 7
 
 
 def test_what_is_not_finite_is_no_small_difference(trained: Trained, tmp_path: Path) -> None:
