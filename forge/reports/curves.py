@@ -4,11 +4,11 @@ Letters: N points of a curve, L labels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from forge.spec import History, series
+from forge.spec import History, Metrics, series
 
 MAX_POINTS = 2000  # more than a panel has pixels across
 _UNITS = ("", "k", "M", "G", "T")
@@ -33,8 +33,7 @@ def smooth(values_N: np.ndarray) -> np.ndarray:
     """
     n = len(values_N)
     i_N = np.arange(n)
-    h_N = np.minimum(min(50, n // 10), i_N // 5)
-    low_N, high_N = np.maximum(i_N - h_N, 0), np.minimum(i_N + h_N + 1, n)
+    low_N, high_N = windows(n)
     middle = values_N.mean() if n else 0.0  # sums of small numbers lose fewer digits
     x_N, y_N = i_N - n / 2, values_N - middle
 
@@ -44,8 +43,15 @@ def smooth(values_N: np.ndarray) -> np.ndarray:
 
     mean_x_N, mean_y_N = window(x_N), window(y_N)
     spread_N, together_N = window(x_N * x_N) - mean_x_N**2, window(x_N * y_N) - mean_x_N * mean_y_N
-    slope_N = np.divide(together_N, spread_N, out=np.zeros(n), where=h_N > 0)
+    slope_N = np.divide(together_N, spread_N, out=np.zeros(n), where=high_N - low_N > 1)
     return middle + mean_y_N + slope_N * (x_N - mean_x_N)
+
+
+def windows(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of n points, the first and behind the last of those that smooth() looks at."""
+    i_N = np.arange(n)
+    h_N = np.minimum(min(50, n // 10), i_N // 5)
+    return i_N - h_N, np.minimum(i_N + h_N + 1, n)
 
 
 def decimate(x_N: np.ndarray, y_N: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
@@ -135,18 +141,48 @@ def value_at(history: History, key: str, step: int | None) -> float | None:
 
 
 def gaps(history: History) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of the evaluations, and validation minus smoothed training loss there; from the first training loss on."""
+    """Steps of the evaluations, and validation minus smoothed training loss there; from the first training loss on.
+
+    Each source's validation loss counts by its share of the targets behind the smoothed training loss, whatever its share of the validation
+    targets, by which val/loss is made. Trained 4 : 1 on sources with validation losses of 2 and 4 nats, 0.8 · 2 + 0.2 · 4 = 2.4 stands
+    against the training loss. val/loss itself does where the history doesn't tell.
+    """
     eval_steps, valid = finite(history, "val/loss")
     steps, train = finite(history, "train/loss")
     if not len(steps):
         return np.empty(0), np.empty(0)
     known = eval_steps >= steps[0]
     at = np.searchsorted(steps, eval_steps[known], side="right") - 1
-    return eval_steps[known], valid[known] - smooth(train)[at]
+    emitted: dict[float, dict[str, float]] = {}
+    for step, metrics in history:
+        emitted.setdefault(step, {}).update(metrics)
+    counts = [_targets(emitted[step]) for step in steps]
+    low_N, high_N = windows(len(steps))
+    mixed = [
+        _mixed(emitted[step], counts[low_N[i] - 1] if low_N[i] else {}, counts[high_N[i] - 1])
+        for step, i in zip(eval_steps[known], at, strict=True)
+    ]
+    beside = [plain if each is None else each for plain, each in zip(valid[known], mixed, strict=True)]
+    return eval_steps[known], np.array(beside) - smooth(train)[at]
+
+
+def _targets(metrics: Metrics) -> dict[str, float]:
+    """By source, those that were trained on so far."""
+    prefix, total = "train/share/", metrics.get("train/tokens", 0.0)
+    return {key.removeprefix(prefix): share * total for key, share in metrics.items() if key.startswith(prefix)}
+
+
+def _mixed(metrics: Metrics, before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
+    """The sources' validation losses, weighed by the targets trained on between two counts; None where one of them is not known."""
+    within = {source: count - before.get(source, 0.0) for source, count in after.items()}
+    losses = [(metrics.get(f"val/loss/{source}", math.nan), count) for source, count in within.items() if count > 0]
+    total = sum(count for _, count in losses)
+    mean = sum(loss * count for loss, count in losses) / total if total else math.nan
+    return mean if math.isfinite(mean) else None
 
 
 def generalisation_gap(history: History) -> float | None:
-    """Validation minus smoothed training loss at the last evaluation; None before either of them exists."""
+    """gaps() at the last evaluation; None before either of the two losses exists."""
     _, values = gaps(history)
     return float(values[-1]) if len(values) else None
 

@@ -136,6 +136,30 @@ def test_gap_uses_the_training_loss_up_to_the_last_evaluation():
     assert curves.generalisation_gap([(0, {"val/loss": 9.0}), (1, {"train/loss": 3.0})]) is None
 
 
+def test_gap_weighs_the_sources_as_they_were_trained_on():
+    """Points are not smoothed. Validation losses of 2 and 4 nats. Of 100 targets 80 and 20: 0.8 · 2 + 0.2 · 4 = 2.4. Of the next 100 40
+    and 60 (120 and 80 of 200 in all): 0.4 · 2 + 0.6 · 4 = 3.2. A source of weight 0 is measured, and has no part."""
+    valid = {"val/loss": 3.6, "val/loss/talk": 2.0, "val/loss/text": 4.0, "val/loss/other": 9.0}
+    history = [
+        (1, {"train/loss": 2.0, "train/tokens": 100, "train/share/talk": 0.8, "train/share/text": 0.2, **valid}),
+        (2, {"train/loss": 2.0, "train/tokens": 200, "train/share/talk": 0.6, "train/share/text": 0.4, **valid}),
+    ]
+    assert curves.gaps(history)[1] == pytest.approx([0.4, 1.2])
+    assert curves.gaps([(step, {**metrics, "val/loss/text": math.nan}) for step, metrics in history])[1] == pytest.approx([1.6, 1.6])
+
+
+def test_gap_weighs_them_by_the_reports_that_the_training_loss_is_smoothed_over():
+    """Of twenty, those of steps 18 to 20 at the end. One source gives 30 targets in each of the first 17 and none later, so the validation
+    loss of the other, 1.5, stands alone against 1.0."""
+    counts = [(30 * min(step, 17), 10 * step) for step in range(1, 21)]
+    history = [
+        (step, {"train/loss": 1.0, "train/tokens": a + b, "train/share/a": a / (a + b), "train/share/b": b / (a + b)})
+        for step, (a, b) in enumerate(counts, start=1)
+    ]
+    history.append((20, {"val/loss": 3.0, "val/loss/a": 5.0, "val/loss/b": 1.5}))
+    assert curves.generalisation_gap(history) == pytest.approx(0.5)
+
+
 def test_best_step_is_the_checkpoint_or_else_the_lowest():
     history = [(0, {"val/loss": 9.0}), (5, {"val/loss": 2.0}), (9, {"val/loss": 3.0}), (10, {"val/loss": math.nan})]
     assert curves.best_step(history, None) == 5
