@@ -26,6 +26,8 @@ from forge.training.evaluate import baseline
 
 _NOT_AGAIN = ("resume=", "tracking.", "hydra.", "callbacks.pruning=")  # overrides of this run alone: where it reports to
 
+_SAMPLES = "evaluation/samples"
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -94,7 +96,14 @@ def so_far(run: Run, config: Config, facts: RunFacts, history: History, checkpoi
 def sampled(run: Run, samples: Sequence[Sample]) -> None:
     """The samples of one evaluation, in a file of its step."""
     if samples:
-        run.text(json.dumps(rows(samples), indent=1, ensure_ascii=False), f"evaluation/samples/step-{samples[0][0]:08d}.json")
+        run.text(json.dumps(rows(samples), indent=1, ensure_ascii=False), f"{_SAMPLES}/step-{samples[0][0]:08d}.json")
+
+
+def sampled_before(run: Run, samples: Sequence[Sample], last: int) -> list[dict[str, Any]]:
+    """The rows of the evaluations before the first of this life's `samples`, or up to step `last` where it made none, from the files of
+    their steps. What an earlier life did after the checkpoint that this one went on from is no part of the run."""
+    end = samples[0][0] if samples else last + 1
+    return [row for _, text in sorted(run.texts(_SAMPLES).items()) for row in json.loads(text) if row["step"] < end]
 
 
 def examined(run: Run, which: Literal["base", "final"], found: Examined, data: Data, max_new_tokens: int) -> None:
@@ -137,10 +146,11 @@ def report(
     written: Sequence[Answer],
 ) -> None:
     """The whole run as one page. `scores`: final/… and test/… of the chosen checkpoint; `plan`: what was estimated, how much, and what it
-    came to; `samples`: of each evaluation; `written`: the chosen checkpoint's, which the page shows."""
+    came to; `samples`: of each evaluation of this life; `written`: the chosen checkpoint's, which the page shows."""
     own = again(overrides)
     best = ended.result.best_step
-    if table := rows([*(each for each in samples if each[0] != best), *((best, each) for each in written)]):
+    read = [*sampled_before(run, samples, ended.result.step), *rows(samples)]
+    if table := [*(row for row in read if row["step"] != best), *rows([(best, each) for each in written])]:
         run.table({name: [row[name] for row in table] for name in table[0]}, "evaluation/samples.json")
     page = html.page(
         ended.result.history,

@@ -153,3 +153,20 @@ def test_a_run_asks_before_and_after_and_is_measured_again_to_the_digit(place: P
     assert [row[0] for row in table["data"]] == [*(step for step in (0, 5, 10, 15, 20) for _ in range(2))]
     kept = json.loads(Path(place.client.download_artifacts(run.info.run_id, "evaluation/retention_base.json")).read_text())
     assert kept["columns"] == ["kind", "prompt", "answer", "followed"] and len(kept["data"]) == 40
+
+
+def killed_and_gone_on_with(place: Place) -> tuple[Life, Life]:
+    folder = place.folder / "twice"  # another tale writes the same into the place's own meanwhile
+    folder.mkdir()
+    data = [*_DATA, f"data.path={talk(folder)}", *_ASKED, "callbacks.planted.kind=kill", "resume=auto"]
+    return place.life("twice", *data, FORGE_TEST_FAULTS="kill"), place.life("twice", *data)
+
+
+@pytest.mark.slow
+@looks_at(killed_and_gone_on_with)
+def test_samples_of_all_lives_stand_in_the_run_s_table(place: Place, told: tuple[Life, Life]) -> None:
+    first, second = told
+    (run,) = second.runs
+    assert first.code != 0 and second.code == 0, first.output + second.output
+    table = json.loads(Path(place.client.download_artifacts(run.info.run_id, "evaluation/samples.json")).read_text())
+    assert sorted({row[0] for row in table["data"]}) == [0, 5, 10, 15, 20]

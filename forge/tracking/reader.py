@@ -108,6 +108,19 @@ def text(client: MlflowClient, run_id: str, file: str) -> str | None:
         raise TrackingError(f"run {run_id[:8]}: {file} can't be read from the tracking store ({reason(error)})") from error
 
 
+def texts(client: MlflowClient, run_id: str, folder: str) -> dict[str, str]:
+    """What the files of a folder among the run's artifacts hold, by their names; empty where there is no such folder. Raises TrackingError
+    where that can't be told."""
+    try:
+        if not again(lambda: client.list_artifacts(run_id, folder)):
+            return {}
+        with tempfile.TemporaryDirectory() as into:
+            place = Path(again(lambda: client.download_artifacts(run_id, folder, into)))
+            return {file.name: file.read_text(encoding="utf-8") for file in sorted(place.iterdir())}
+    except STORE_ERRORS as error:
+        raise TrackingError(f"run {run_id[:8]}: {folder} can't be read from the tracking store ({reason(error)})") from error
+
+
 def _search(client: MlflowClient, experiments: list[str], condition: str) -> list[Seen]:
     """All that match, the newest first."""
     found: list[Seen] = []

@@ -17,7 +17,7 @@ from mlflow.entities import Run as RunRecord
 from forge.errors import ForgeError, Stopped, TrackingError
 from forge.settings import TrackingSpec
 from forge.spec import Ledger, Metrics
-from forge.tracking import datasets, heartbeat, mirror, provenance, stop, store
+from forge.tracking import datasets, heartbeat, mirror, provenance, reader, stop, store
 from forge.tracking.checkpoints import Checkpoints, Scores
 from forge.tracking.mirror import Mirror
 from forge.tracking.names import IDENTITY, PARENT, ROOT, here
@@ -102,6 +102,16 @@ class Run:
 
     def text(self, text: str, file: str) -> None:
         self._send(file, partial(self._client.log_text, self.id, provenance.redact(text), file))
+
+    def texts(self, folder: str) -> dict[str, str]:
+        """What earlier lives of this run put into a folder, by the files' names; empty, and said so, where the store doesn't give it."""
+        if not self.resumed:
+            return {}
+        try:
+            return reader.texts(self._client, self.id, folder)
+        except TrackingError as error:
+            print(f"forge: {provenance.redact(str(error))}; the run goes on without", flush=True)
+            return {}
 
     def table(self, columns: Mapping[str, list[Any]], file: str) -> None:
         """Logged once in the run's lives: MLflow would append."""
