@@ -126,7 +126,8 @@ def kept(identity: str) -> Estimate | None:
 
 
 def score(made: Estimate, result: Result, seconds: float) -> list[Score]:
-    """What was estimated against what happened. `seconds`: of the run up to its release."""
+    """What was estimated against what happened. `seconds`: of the run up to its release, without those in which it
+    answered questions: how long answers are decides them, which is not known before."""
     peaks = [metrics["memory/peak_gib"] for _, metrics in result.history if "memory/peak_gib" in metrics]
     return [
         Score("tokens", "target tokens", made.tokens, result.tokens),

@@ -73,7 +73,7 @@ def _print(made: "Estimate", rates: str, picture: Path) -> None:
     table.add_row("memory", f"{size(made.peak_gib)}: " + ", ".join(f"{what} {size(gib)}" for what, gib in made.memory.items()))
     table.add_row("disk", f"{size(made.disk_gib)}, at {size(made.checkpoint_gib)} a checkpoint")
     table.add_row("time", f"{duration(made.total_seconds)}: " + ", ".join(f"{what} {duration(s)}" for what, s in made.seconds.items()))
-    table.add_row("on", f"{made.device}; start, tracking and release come on top")
+    table.add_row("on", f"{made.device}; start, tracking, answers to questions and release come on top")
     console.print(table)
     print(f"the learning rate as a picture: {picture}")
 

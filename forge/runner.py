@@ -17,6 +17,8 @@ from forge.config import Config
 from forge.data import ledger
 from forge.errors import DataError, TrackingError
 from forge.evaluation import samples
+from forge.evaluation.answers import Answer
+from forge.evaluation.asking import Asking
 from forge.evaluation.examine import examine
 from forge.evaluation.harness import require
 from forge.evaluation.samples import Sample
@@ -75,6 +77,9 @@ class _Job:
         """MLX under trainer.memory_limit."""
         return limited(self.config.trainer.memory_limit, setup_of(self.config, self.parts.loaded))
 
+    def asking(self, bound: Bound) -> Asking:
+        return Asking(bound, self.config.evaluation, len(self.parts.data.valid_full), self.config.data.sequence_length)
+
 
 def train(config: Config, overrides: list[str]) -> Outcome | None:
     """Train, and release unless a sweep will choose among its children; None on a process that follows.
@@ -107,19 +112,20 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
             run.text(json.dumps(vars(forecast), indent=2), "plan/plan.json")
         started = time.perf_counter()
         shown: list[Sample] = []
-        ended = _fit(run, job, named, ranks, interrupts, shown)
-        result = ended.result
-        run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step} | evidence.realised(result))
-        print(f"{result.reason}; best checkpoint: {result.best_why}")
-        for one in ended.advice:
-            print(f"{one.severity}: {one.headline} ({one.why})" + (f"; try {one.override}" if one.override else ""))
-        checkpoint.load_weights(job.parts.loaded.model, job.checkpoints.at(result.best_step))
-        scores = _scores(run, job, result)
-        run.summary(scores)
-        found = examine(job.parts.loaded, job.parts.data, config.evaluation)
-        evidence.examined(run, "final", found, job.parts.data, config.evaluation.max_new_tokens)
-        written = samples.at_the_end(job.parts.loaded, job.parts.data, config.evaluation, found.answers)
-        scored = estimate.score(forecast, result, time.perf_counter() - started) if forecast and not run.resumed else []
+        with job.limited() as bound:
+            asking = job.asking(bound)
+            ended = _fit(run, job, named, ranks, interrupts, asking, shown)
+            result = ended.result
+            run.summary({"best/val_loss": result.best_loss, "best/step": result.best_step} | evidence.realised(result))
+            print(f"{result.reason}; best checkpoint: {result.best_why}")
+            for one in ended.advice:
+                print(f"{one.severity}: {one.headline} ({one.why})" + (f"; try {one.override}" if one.override else ""))
+            checkpoint.load_weights(job.parts.loaded.model, job.checkpoints.at(result.best_step))
+            scores = _scores(run, job, result)
+            run.summary(scores)
+            written = _examine(run, job, result, asking)
+        seconds = time.perf_counter() - started - asking.seconds
+        scored = estimate.score(forecast, result, seconds) if forecast and not run.resumed else []
         run.summary({f"plan/{one.name}_ratio": one.ratio for one in scored})
         compared = [(one.words, one.estimated, one.measured) for one in scored]
         evidence.report(run, config, overrides, job.parts, account, ended, scores, compared, shown, written)
@@ -142,14 +148,11 @@ def _follow(config: Config, ranks: World, interrupts: Interrupts) -> None:
             job.fit(lambda metrics, step: None, stop=asked, bound=bound, world=ranks)
 
 
-def _fit(run: Run, job: _Job, named: Path | None, ranks: World, interrupts: Interrupts, shown: list[Sample]) -> Ended:
+def _fit(run: Run, job: _Job, named: Path | None, ranks: World, interrupts: Interrupts, asking: Asking, shown: list[Sample]) -> Ended:
     """Train, and show it: in the terminal, as metrics, and as a dashboard and samples at each evaluation; these go to `shown` too."""
+    bound = asking.bound
     first = checkpoint.step_of(named) if named else job.checkpoints.last_step()
-    with (
-        interrupts.patient(run.asked_to_stop, ranks.any) as asked,
-        Display(job.steps.total_steps, first) as display,
-        job.limited() as bound,
-    ):
+    with interrupts.patient(run.asked_to_stop, ranks.any) as asked, Display(job.steps.total_steps, first) as display:
         facts = evidence.facts(job.config, run, job.steps, job.parts, (bound.limit or memory.total()) / 2**30)
 
         def emit(metrics: Metrics, step: int) -> None:
@@ -158,13 +161,15 @@ def _fit(run: Run, job: _Job, named: Path | None, ranks: World, interrupts: Inte
 
         def watch(snapshot: Snapshot) -> None:
             evidence.so_far(run, job.config, facts, snapshot.history, job.checkpoints)
-            made = [(snapshot.step, each) for each in samples.so_far(job.parts.loaded, job.parts.data, job.config.evaluation)]
+            with asking.at(snapshot.step):
+                made = [(snapshot.step, each) for each in samples.so_far(job.parts.loaded, job.parts.data, job.config.evaluation)]
             evidence.sampled(run, made)
             shown.extend(made)
 
         def base(measured: Full) -> None:
             run.text(_documents(job, measured), documents.BASE_FILE)
-            found = examine(job.parts.loaded, job.parts.data, job.config.evaluation)
+            with asking.at(0):
+                found = examine(job.parts.loaded, job.parts.data, job.config.evaluation)
             evidence.examined(run, "base", found, job.parts.data, job.config.evaluation.max_new_tokens)
 
         result = job.fit(emit, resume=named, stop=asked, watch=watch, base=base, bound=bound, world=ranks)
@@ -182,6 +187,16 @@ def _scores(run: Run, job: _Job, result: Result) -> dict[str, float]:
         run.text(_documents(job, final), documents.FILE)
     base = {key.replace("base/", "final/", 1): value for key, value in result.history[0][1].items()}
     return {**final.metrics, **forgetting(final.metrics, base), **scores_on_test(model, data)}
+
+
+def _examine(run: Run, job: _Job, result: Result, asking: Asking) -> list[Answer]:
+    """What the chosen checkpoint, whose weights the model holds, answers. Returns what it wrote that is to be read."""
+    loaded, data, spec = job.parts.loaded, job.parts.data, job.config.evaluation
+    with asking.at(result.step):
+        found = examine(loaded, data, spec)
+        written = samples.at_the_end(loaded, data, spec, found.answers)
+    evidence.examined(run, "final", found, data, spec.max_new_tokens)
+    return written
 
 
 def _documents(job: _Job, measured: Full) -> str:

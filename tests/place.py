@@ -67,6 +67,22 @@ class Fault:
             mx.eval(mx.zeros((64, 1024, 1024)))
         if self.kind == "slow":
             time.sleep(1)
+        if self.kind in ("clock", "generation"):
+            from forge.evaluation import answers
+            answers.generate = getattr(self, self.kind)(answers.generate)
+
+    def clock(self, generate):
+        '''As if it took two weeks.'''
+        def slowly(*given, **more):
+            real = time.perf_counter
+            time.perf_counter = lambda: real() + 1e6
+            return generate(*given, **more)
+        return slowly
+
+    def generation(self, generate):
+        def refused(*given, **more):
+            raise RuntimeError("[metal::malloc] Resource limit (499000) exceeded.")
+        return refused
 """
 
 

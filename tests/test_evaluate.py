@@ -117,15 +117,19 @@ def test_a_checkpoint_that_training_removes_meanwhile_is_not_missed(place: Place
 # ---- as processes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def place(place: Place) -> Place:
+    """The user's folder, with conversations in it before any run is."""
+    talk(place.folder)
+    return place
+
+
+def asked(place: Place) -> list[str]:
+    return [*_DATA, f"data.path={place.folder / 'files.txt'}", "evaluation.full_tokens=2000", *_ASKED, "callbacks.planted.kind=clock"]
+
+
 def trained_and_measured(place: Place) -> tuple[Life, int, str]:
-    data = [*_DATA, f"data.path={talk(place.folder)}", "evaluation.full_tokens=2000"]
-    life = place.life(
-        "asked",
-        *data,
-        *_ASKED,
-        "tracking.run_name=asked",
-        "evaluation.retention=true",
-    )
+    life = place.life("asked", *asked(place), "tracking.run_name=asked", "evaluation.retention=true")
     command = [sys.executable, "-m", "forge.evaluate", f"run={life.runs[0].info.run_id}", "allowed_targets=[planted.]"]
     settings = clean() | {"FORGE_HOME": str(place.folder / "home"), "PYTHONPATH": f"{place.folder}:{ROOT}"}
     done = subprocess.run(command, env=settings, cwd=place.folder / "elsewhere", capture_output=True, text=True, timeout=300)
@@ -156,10 +160,8 @@ def test_a_run_asks_before_and_after_and_is_measured_again_to_the_digit(place: P
 
 
 def killed_and_gone_on_with(place: Place) -> tuple[Life, Life]:
-    folder = place.folder / "twice"  # another tale writes the same into the place's own meanwhile
-    folder.mkdir()
-    data = [*_DATA, f"data.path={talk(folder)}", *_ASKED, "callbacks.planted.kind=kill", "resume=auto"]
-    return place.life("twice", *data, FORGE_TEST_FAULTS="kill"), place.life("twice", *data)
+    words = [*asked(place), "callbacks.planted.kind=kill", "resume=auto"]
+    return place.life("twice", *words, FORGE_TEST_FAULTS="kill"), place.life("twice", *words)
 
 
 @pytest.mark.slow
@@ -170,3 +172,43 @@ def test_samples_of_all_lives_stand_in_the_run_s_table(place: Place, told: tuple
     assert first.code != 0 and second.code == 0, first.output + second.output
     table = json.loads(Path(place.client.download_artifacts(run.info.run_id, "evaluation/samples.json")).read_text())
     assert sorted({row[0] for row in table["data"]}) == [0, 5, 10, 15, 20]
+
+
+def planned_and_slow_to_answer(place: Place) -> Life:
+    """By an estimate of 100 seconds, kept for the configuration of the run before."""
+    before = place.runs("asked")[0].data.tags
+    parts: dict[str, Any] = {name: {} for name in ("epochs", "memory")} | {"seconds": {"training": 100.0}}
+    numbers = dict.fromkeys(("trainable", "parameters", "peak_gib", "checkpoint_gib", "disk_gib"), 1)
+    made = {"identity": before["forge.identity"], "device": before["forge.device_name"], "steps": 20, "tokens": 1.0, **numbers, **parts}
+    file = place.folder / "home" / "mlruns" / "plans" / before["forge.identity"] / "plan.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(made))
+    return place.life("slow", *asked(place), FORGE_TEST_FAULTS="clock", FORGE_TEST_STEP="0")
+
+
+@pytest.mark.slow
+@looks_at(planned_and_slow_to_answer, after=trained_and_measured)
+def test_a_plan_is_not_blamed_for_what_answers_took(place: Place, told: Life) -> None:
+    """Each time that questions are answered the clock moves by a million seconds, to the plan's hundred."""
+    (run,) = told.runs
+    assert run.info.status == "FINISHED" and 0 < run.data.metrics["plan/seconds_ratio"] < 1000, told.output
+
+
+def short_of_memory(place: Place, step: int, samples: int) -> tuple[Life, Life]:
+    own = [*asked(place), "callbacks.planted.kind=generation", f"seed={step}"]
+    first = place.life(f"short-{step}", *own, f"evaluation.samples={samples}", FORGE_TEST_FAULTS="generation", FORGE_TEST_STEP=f"{step}")
+    return first, place.life(f"short-{step}", *own, "evaluation.answers=0", "evaluation.samples=0", "resume=auto")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "samples"), [(5, 2), (20, 0)])
+@looks_at(short_of_memory)
+def test_memory_that_answers_run_out_of_is_told_with_fewer_of_them(step: int, samples: int, told: tuple[Life, Life]) -> None:
+    """At an evaluation, and at the end; with fewer answers the same run goes on."""
+    first, second = told
+    assert first.code == 5 and "Traceback" not in first.output, first.output
+    (line,) = [line for line in first.output.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: step {step}, answering questions: out of memory at ") and "evaluation.answers=" in line
+    assert "micro_batch" not in line
+    (run,) = second.runs
+    assert run.info.status == "FINISHED", second.output

@@ -101,7 +101,7 @@ def generate(
         for start in range(0, len(order), _CHUNK):
             chosen = order[start : start + _CHUNK]
             asked, limits = [list(prompts[n]) for n in chosen], [most[n] for n in chosen]
-            slots = max(1, min(_SLOTS, _POSITIONS // (len(asked[-1]) + max(limits))))
+            slots = at_once(len(asked[-1]) + max(limits))
             suffices: list[Suffices] = [partial(enough, n) for n in chosen]
             if together and slots > 1:
                 made = _together(model, tokenizer, asked, limits, suffices, slots)
@@ -109,6 +109,11 @@ def generate(
                 made = [_alone(model, tokenizer, *each) for each in zip(asked, limits, suffices, strict=True)]
             found |= dict(zip(chosen, made, strict=True))
     return [found[n] for n in range(len(prompts))]
+
+
+def at_once(tokens: int) -> int:
+    """How many answers of at most so many tokens, their prompts' included, are generated together."""
+    return max(1, min(_SLOTS, _POSITIONS // tokens))
 
 
 def _together(

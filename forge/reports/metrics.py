@@ -144,7 +144,11 @@ GROUPS = (
             Metric("release/max_logit_difference", "1", "how far the fused model's logits lie from the evaluated one's"),
             Metric("release/val_loss/<source>", "nats a target", "of the released model, read back from disk; tied to its dataset"),
             Metric("plan/tokens_ratio", "1", "targets trained on, by what `forge.plan` had estimated"),
-            Metric("plan/seconds_ratio", "1", "the time taken, by what it had estimated"),
+            Metric(
+                "plan/seconds_ratio",
+                "1",
+                "the time taken up to the release, without that for answers, samples and what else is asked, by what it had estimated",
+            ),
             Metric("plan/peak_memory_ratio", "1", "memory/peak_gib, by what it had estimated"),
             Metric("sweep/finished", "runs", "children that came to their end"),
             Metric("sweep/failed", "runs", "children that did not"),

@@ -23,10 +23,12 @@ from forge.training.formulation import on_cpu
 from forge.training.streams import side_by_side
 
 _GB, _GIB = 10**9, 2**30
-_ROOM = 0.95  # of a limit, for what is computed ahead and not measured
+ROOM = 0.95  # of a limit, for what is computed ahead and not measured
 _ALLOCATION = re.compile(
     r"\[malloc\] Unable to allocate|\[metal::malloc\]|Insufficient Memory|ErrorOutOfMemory|out of memory|STATUS_ALLOC_FAILED", re.IGNORECASE
 )
+
+WayOut = Callable[[int, int, int], str]  # bytes: used at most, allowed, in use in any case -> what to do
 
 
 @dataclass(frozen=True)
@@ -54,29 +56,46 @@ class Bound:
 
     def check(self, step: int) -> None:
         """After each step. Raises TrainingError when the peak passed the limit."""
-        peak = mx.get_peak_memory()
-        if self.limit is not None and peak > self.limit:
-            way_out = self._way_out(peak, mx.get_active_memory() - self.setup.gradients)  # the step still holds its own
-            raise TrainingError(f"step {step}: memory peaked at {_gb(peak)}, above {self.words}; {way_out}")
+        self._require(f"step {step}", self._smaller, mx.get_active_memory() - self.setup.gradients)  # the step still holds its own
 
     @contextmanager
     def told(self, step: int) -> Iterator[None]:
         """Around each step: a failed allocation becomes a TrainingError that says what to do. Bounds what MLX keeps afterwards."""
+        with self._told(f"step {step}", self._smaller):
+            yield
+
+    @contextmanager
+    def told_beside(self, step: int, doing: str, way_out: WayOut) -> Iterator[None]:
+        """Around what is done after a step and is no part of it: as told(), and check() where this is what passed the limit."""
+        before, within = mx.get_active_memory(), self.limit is None or mx.get_peak_memory() <= self.limit
+        with self._told(f"step {step}, {doing}", way_out):
+            yield
+        if within:
+            self._require(f"step {step}, {doing}", way_out, before)
+
+    @contextmanager
+    def _told(self, where: str, way_out: WayOut) -> Iterator[None]:
         before = mx.get_active_memory()  # later, what the step made is still held on to, by its caller or by the error
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            peak = mx.get_peak_memory()
-            raise TrainingError(
-                f"step {step}: out of memory at {_gb(peak)} ({str(error).strip() or type(error).__name__}); {self._way_out(peak, before)}"
-            ) from error
+            peak, why = mx.get_peak_memory(), str(error).strip() or type(error).__name__
+            raise TrainingError(f"{where}: out of memory at {_gb(peak)} ({why}); {way_out(peak, self._most(), before)}") from error
         if not on_cpu():
             mx.set_cache_limit(max(0, mx.get_peak_memory() - before))
 
-    def _way_out(self, peak: int, fixed: int) -> str:
-        return fits(self.setup, peak, min(self.limit or total(), total()), fixed)
+    def _require(self, where: str, way_out: WayOut, fixed: int) -> None:
+        peak = mx.get_peak_memory()
+        if self.limit is not None and peak > self.limit:
+            raise TrainingError(f"{where}: memory peaked at {_gb(peak)}, above {self.words}; {way_out(peak, self._most(), fixed)}")
+
+    def _smaller(self, used: int, limit: int, fixed: int) -> str:
+        return fits(self.setup, used, limit, fixed)
+
+    def _most(self) -> int:
+        return min(self.limit or total(), total())
 
 
 UNBOUND = Bound(None, "", Setup(micro_batch=1, accumulate=1, sequence_length=8))
@@ -142,7 +161,7 @@ def fits(setup: Setup, used_bytes: int, limit_bytes: int, fixed_bytes: int = 0) 
 
     a_row = max(0, max(used_bytes, limit_bytes) - fixed(setup.micro_batch)) / setup.micro_batch
     fewer = [rows for rows in range(setup.micro_batch - 1, 0, -1) if rows_a_step % rows == 0]
-    fitting = [rows for rows in fewer if fixed(rows) + rows * a_row <= _ROOM * limit_bytes]
+    fitting = [rows for rows in fewer if fixed(rows) + rows * a_row <= ROOM * limit_bytes]
     if fitting:
         return f"the same step in smaller parts fits: trainer.micro_batch={fitting[0]} trainer.accumulate={rows_a_step // fitting[0]}"
     ways = [] if setup.gradient_checkpointing else ["trainer.gradient_checkpointing=true"]
