@@ -39,7 +39,7 @@ class Parts:
 def assemble(config: Config, fetch: Fetch) -> Parts:
     """Read the rows, load the model, build the batches. Raises DataError and ModelError."""
     wanted = named(config.data.template)
-    cache = Cache(paths.cache() / "data", config.data.cache_gb, partial(audit.note, "delete cache"))
+    cache = _cache(config)
     corpus = data.read(config.data, config.sources, config.filters, cache)
     loaded = models.load(config.model, config.adapter, corpus.training_texts, config.seed, fetch, config.trainer.dtype)
     _check_fit(config, loaded)
@@ -50,6 +50,15 @@ def assemble(config: Config, fetch: Fetch) -> Parts:
     encoder = Encoder(loaded.tokenizer, template, config.data.mask)
     built = data.build(corpus, config.data, config.evaluation, encoder, cache, config.trainer.micro_batch, config.seed, packing)
     return Parts(loaded, built)
+
+
+def corpus_of(config: Config) -> Corpus:
+    """The rows and their sides alone. Raises DataError."""
+    return data.read(config.data, config.sources, config.filters, _cache(config))
+
+
+def _cache(config: Config) -> Cache:
+    return Cache(paths.cache() / "data", config.data.cache_gb, partial(audit.note, "delete cache"))
 
 
 def _chat(corpus: Corpus, wanted: str | None, tokenizer: Any) -> str | None:

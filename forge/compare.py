@@ -124,6 +124,7 @@ def _read(client: "MlflowClient", wanted: str) -> Compared:
         seconds=0.0 if base else (seen.ended or time.time() * 1000) / 1000 - seen.started / 1000,
         documents=documents.read(held) if held else None,
         questions=questions.read(asked) if asked else None,
+        not_held_out="" if base else seen.tags.get("forge.not_held_out", ""),
     )
 
 

@@ -9,7 +9,8 @@
 Takes the keys of forge.train: data decides the text, and conf/evaluation how much of it and what is asked. Measures loss, perplexity and
 bits a byte by source on the full validation set and on the test rows; exact match, F1, BLEU and ROUGE of answers to held-out questions;
 how many of 40 built-in instructions are followed. Logs a run, which forge.compare takes. `allowed_targets=[mypackage.]` where a recorded
-run's configuration calls functions of other packages. Costs loading each model, a pass over that text, and the answers.
+run's configuration calls functions of other packages. Of a run with other data settings than its own, rows that it was trained on are
+counted, in a warning and in the tag forge.not_held_out. Costs loading each model, a pass over that text, and the answers.
 """
 
 import sys
@@ -23,10 +24,11 @@ from rich.table import Table
 from forge import jobs, keys, paths
 from forge.config import GROUPS, Config
 from forge.entry import entry
-from forge.errors import ConfigError, Stopped, TrackingError
+from forge.errors import ConfigError, ModelError, Stopped, TrackingError
 from forge.imports import lasting
 
 if TYPE_CHECKING:
+    from forge.assemble import Parts
     from forge.evaluation.measure import Measured, Which
     from forge.tracking.reader import Seen
 
@@ -99,8 +101,10 @@ def _of_models(configs: "dict[Which, Config]", words: list[str]) -> None:
 def _of_a_run(wanted: str, overrides: list[str]) -> int:
     """Of a recorded run the best checkpoint, and the model that it started from."""
     with lasting():
-        from forge.assemble import Parts, assemble, store_of
+        from forge import pins
+        from forge.assemble import assemble, store_of
         from forge.evaluation.harness import require
+        from forge.evaluation.heldout import not_held_out
         from forge.evaluation.measure import measure
         from forge.tracking import reader, registry
         from forge.tracking.recorded import recorded
@@ -109,17 +113,26 @@ def _of_a_run(wanted: str, overrides: list[str]) -> int:
     given = keys.tree(overrides)
     if groups := [word for word in overrides if "." not in word.partition("=")[0] and word.partition("=")[0] in GROUPS]:
         raise ConfigError(f"{groups[0]}: the run's own configuration is taken; set keys of it, such as evaluation.answers=200")
+    if "path" in given.get("data", {}):
+        raise ConfigError("data.path: the run's sources have their paths by now; set data.sources.NAME.source.path")
     tracking = given.get("tracking", {})
     client = reader.opened(tracking.get("uri"))
     seen = reader.find(client, wanted)
     allowed = given.get("allowed_targets") or []
-    config = recorded(client, seen, [word for word in overrides if not word.startswith("allowed_targets")], allowed)
+    words = [word for word in overrides if not word.startswith("allowed_targets")]
+    own, config = (recorded(client, seen, [*pins.exact(seen), *more], allowed) for more in ((), words))
     config = replace(config, tracking=replace(config.tracking, run_name=tracking.get("run_name"), parent_run=None))
     require(config.evaluation.harness)
     _require_checkpoints(seen)
+    paths.require_writable()
+    tags = {"forge.evaluates": seen.id}
+    if why := not_held_out(own, config, seen.tags.get("forge.data_digest", "")):
+        print(f"WARNING: {why}", flush=True)
+        tags["forge.not_held_out"] = why
 
     def both() -> "dict[Which, Measured]":
-        parts: Parts = assemble(config, partial(registry.fetch, config.tracking.uri))
+        parts = assemble(config, partial(registry.fetch, config.tracking.uri))
+        _require_own(seen, parts)
         before = measure(parts, config.evaluation)
         best = store_of(config, parts, seen.id).best()  # only now: a run that trains meanwhile may remove the one of before
         if best is None:
@@ -128,8 +141,23 @@ def _of_a_run(wanted: str, overrides: list[str]) -> int:
         checkpoint.load_weights(parts.loaded.model, best.path)
         return {"base": before, "final": measure(parts, config.evaluation)}
 
-    _recorded(config, overrides, both, {"forge.evaluates": seen.id})
+    _recorded(config, overrides, both, tags)
     return 0
+
+
+def _require_own(run: "Seen", parts: "Parts") -> None:
+    """Raises ModelError where the base is no longer the one that the run had, or its tokenizer another: a checkpoint says nothing then."""
+    from forge.pins import base_of
+
+    (kind, then), now = base_of(run.tags), parts.loaded.lineage
+    tokenizer = run.tags.get("forge.tokenizer_digest")
+    if kind == "scratch" and tokenizer != parts.data.ledger.tokenizer_digest:
+        raise ModelError(
+            f"run {run.name} ({run.id[:8]}): its tokenizer was made from its training text, and this is another; leave data as the run had "
+            "it, or measure the version that it registered: model=models:/NAME/VERSION"
+        )
+    if then != now.revision:
+        raise ModelError(f"run {run.name} ({run.id[:8]}): its base {now.uri} was {then} and is {now.revision} now; put it back")
 
 
 def _require_checkpoints(run: "Seen") -> None:

@@ -1,6 +1,7 @@
 """python -m forge.evaluate: models and runs measured, what is logged and shown of them, and what is refused."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from forge import jobs
+from forge.errors import ModelError
 from forge.evaluate import main
 from forge.models import Loaded, fuse
-from tests.place import ROOT, Life, Place, clean, looks_at
+from forge.settings import TrackingSpec
+from tests.place import ROOT, TINY, Life, Place, clean, looks_at
 
 _DATA = ("data=files", "data.template=simple", "data.sequence_length=96", "data.valid_fraction=0.4", "data.test_fraction=0.1")
 _ASKED = ("evaluation.answers=9", "evaluation.samples=2", "evaluation.max_new_tokens=8")
@@ -35,6 +39,7 @@ def talk(folder: Path) -> Path:
         (["run=a", "base=b"], 2, "base=b: run=RUN has its own model and base; leave it out"),
         (["run=a", "run=b"], 2, "run=: give one run"),
         (["run=a", "tracking=local"], 2, "tracking=local: the run's own configuration is taken; set keys of it"),
+        (["run=a", "data.path=/b"], 2, "data.path: the run's sources have their paths by now; set data.sources.NAME.source.path"),
         (["run=a", "data=instructions"], 2, "data=instructions: the run's own configuration is taken; set keys of it"),
         (["base=", "model=/tmp"], 2, "base=: give one model"),
         (["model=/tmp", "adapter=lora"], 2, "adapter=lora: a model is measured as it is; leave it out, or train"),
@@ -91,6 +96,46 @@ def test_two_models_are_measured_side_by_side(
     assert f"python -m forge.compare {both.id[:8]}@base {both.id[:8]}" in out
 
 
+def test_a_run_s_base_is_the_version_that_it_had_where_an_alias_moved_since(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forge.tracking import recorded
+    from forge.tracking.run import run as open_run
+
+    spec = TrackingSpec(uri=None, experiment="moved", run_name="moved", parent_run=None, dashboard=False, tags={})
+    with open_run(spec, "i", tags={"forge.base": "registry models:/a@champion models:/a/3"}):
+        pass
+    composed = []
+    monkeypatch.setattr(recorded, "recorded", lambda client, run, overrides, allowed: composed.append(overrides) or jobs.single([], ""))
+    assert main(["run=moved", "evaluation.answers=3"]) == 7  # no checkpoint
+    assert composed == [["model.uri=models:/a/3"], ["model.uri=models:/a/3", "evaluation.answers=3"]]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes:DeprecationWarning")  # MLflow's log_table, on pandas 3
+def test_rows_that_a_run_was_trained_on_are_not_measured_in_silence(
+    place: Place, make_tiny_model: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Under another seed some 0.6 of the 24 validation rows of 60. A base without a tokenizer of its own would have another one too."""
+    fuse.save(fuse.fuse(make_tiny_model()), tmp_path / "base")
+    local = ("model=local", f"model.path={tmp_path / 'base'}", *(f"~model.{key}" for key in TINY))
+    short = ("evaluation.answers=0", "evaluation.samples=0", "trainer.budget=5 steps")
+    runs = [place.life(name, *asked(place), *short, *more).runs[0].info.run_id for name, more in (("local", local), ("scratch", ()))]
+    monkeypatch.setenv("FORGE_HOME", str(place.folder / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.syspath_prepend(place.folder)
+    capfd.readouterr()
+    codes = [main([f"run={run}", "allowed_targets=[planted.]", "data.split_seed=7", "tracking.run_name=again"]) for run in runs]
+    out, err = capfd.readouterr()
+    assert codes[0] == 0, err
+    (measured,) = [run for run in place.runs("local") if run.data.tags.get("forge.evaluates") == runs[0]]
+    why = measured.data.tags["forge.not_held_out"]
+    found = re.fullmatch(
+        r"not held out: the run was trained on (\d+) of (\d+) validation rows and \d+ of \d+ test rows of source 'files'", why
+    )
+    assert found and 0 < int(found[1]) < int(found[2]), why
+    assert out.startswith(f"WARNING: {why}\n")
+    assert codes[1] == ModelError.exit_code and "its tokenizer was made from its training text, and this is another" in err
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes:DeprecationWarning")  # MLflow's log_table, on pandas 3
 def test_a_checkpoint_that_training_removes_meanwhile_is_not_missed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +190,7 @@ def test_a_run_asks_before_and_after_and_is_measured_again_to_the_digit(place: P
     if "forge.kind" in run.data.tags:
         run, again = again, run
     metrics = run.data.metrics
-    assert again.data.tags["forge.evaluates"] == run.info.run_id
+    assert again.data.tags["forge.evaluates"] == run.info.run_id and "forge.not_held_out" not in again.data.tags
     for prefix in ("base", "final"):
         assert metrics[f"{prefix}/answers"] == 9 and 0 <= metrics[f"{prefix}/retention"] <= 1
         for name in ("loss", "f1", "rougeL", "bleu", "retention", "retention/case", "perplexity/files"):

@@ -33,6 +33,11 @@ class Corpus:
     sides: Mapping[str, Sides]
     weights: Mapping[str, float]
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of each source's rows."""
+        return {name: found.digest for name, found in self.surveys.items()}
+
     def training_texts(self) -> Iterator[str]:
         """The training text of every source in use, or an even part of it, for a tokenizer to be made from."""
         used = [name for name in self.surveys if self.weights[name] > 0]
@@ -66,7 +71,6 @@ def build(
     counts |= {f"data/{name}/weight": weight / sum(corpus.weights.values()) for name, weight in corpus.weights.items()}
     counts |= {f"data/{name}/padding_share": padding for name, padding in mixture.padding_shares().items()}
     counts |= {"data/overlap": float(overlap(corpus.surveys, corpus.sides))}
-    digests = {name: found.digest for name, found in corpus.surveys.items()}
 
     def batches(side: str) -> dict[str, Sequence[Batch]]:
         return {name: Lots(part.held[side], batch_rows, packed) for name, part in parts.items() if len(part.held[side])}
@@ -85,9 +89,9 @@ def build(
         valid=valid,
         ledger=Ledger(
             counts=counts,
-            digest=ledger.digest(digests),
+            digest=ledger.digest(corpus.digests),
             valid_digest=measure("valid"),
-            source_digests=digests,
+            source_digests=corpus.digests,
             tokenizer_digest=encoder.digest,
             template_digest=encoder.template_digest,
             examples={name: (*corpus.surveys[name].examples, *part.tokens.examples) for name, part in parts.items()},

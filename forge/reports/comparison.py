@@ -25,7 +25,8 @@ _NONE = "–"
 
 @dataclass(frozen=True)
 class Compared:
-    """One run, as the store has it. `settings` by dotted name; `seconds` on the clock; `documents`, `questions`: None where it has none."""
+    """One run, as the store has it. `settings` by dotted name; `seconds` on the clock; `documents`, `questions`: None where it has none.
+    `not_held_out`: what is wrong with the rows that it was measured on."""
 
     name: str
     id: str
@@ -37,6 +38,7 @@ class Compared:
     seconds: float
     documents: Documents | None
     questions: Questions | None = None
+    not_held_out: str = ""
 
 
 Groups = Mapping[str, Sequence[Compared]]  # by label, in the order asked for; a run alone, or runs that differ in their seeds
@@ -105,7 +107,7 @@ def caveat(found: Sequence[Verdict]) -> str:
 def warnings(groups: Groups) -> list[str]:
     """What makes the runs differ in more than is asked about."""
     runs = [run for group in groups.values() for run in group]
-    found = []
+    found = [f"{run.name}: {run.not_held_out}" for run in runs if run.not_held_out]
     for tag in ("full_digest", "valid_digest"):
         if len({run.digests[tag] for run in runs if run.digests.get(tag)}) > 1:
             what = "curves of validation loss" if tag == "valid_digest" else "final losses"

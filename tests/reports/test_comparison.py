@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,13 @@ def test_other_tokens_of_the_same_text_are_compared_by_the_byte() -> None:
     assert found.overall.value == pytest.approx(-0.3) and "B is better than A by 0.3000 bits a byte (25.00%)" in found.sentence
     (found,) = against(tokenised("A", 1.2, 9, total), tokenised("B", 0.9, 4, total - 100))  # not the same text
     assert found.word == "can't tell" and found.shared is None
+
+
+def test_what_was_trained_on_is_no_evidence_in_silence() -> None:
+    seen = replace(make("A"), not_held_out="not held out: the run was trained on 3 of 4 validation rows of source 'a'")
+    assert comparison.warnings({"A": [seen], "B": [make("B")]}) == [
+        "A: not held out: the run was trained on 3 of 4 validation rows of source 'a'"
+    ]
 
 
 def test_warnings_name_what_is_not_the_same() -> None:
