@@ -11,7 +11,7 @@
     mode        auto: chat where the tokenizer has a chat template; instruct, base: one of the two whatever it has
     allow       what POST /v1/models/load may load: folders, and patterns such as models:/law-*@champion; max_models at one time
     cors        origins of web pages that may ask, such as https://app.example.org
-    slots       completions computed at once by a model; queue: that may wait; cache_gb: memory for prompts seen before
+    slots       completions computed at once by a model; queue: that may wait besides; cache_gb: memory for prompts seen before
     timeout_s   for a request; grace_s: for what runs when the server is stopped; body_mb: of a request's body
     rate        requests a minute for each client, burst of them at once
     audit       a file for a line of JSON a request, or stderr; prompts=true: what was sent, too
@@ -132,7 +132,7 @@ def _run(settings: Settings, tokens: list[str]) -> None:
     allowed = Allowed([place if place.startswith(REGISTERED) else str(paths.given("allow", place)) for place in settings.allow])
     body_bytes = int(settings.body_mb * 1e6)
     limits = Limits(settings.timeout_s, 30.0, body_bytes, settings.queue, settings.rate, settings.burst, settings.max_models)
-    models = Models(_opener(settings), _fetcher(settings.uri), limits, settings.slots)
+    models = Models(_opener(settings), _fetcher(settings.uri), limits)
     with closing(server.bound(settings.host, settings.port)) as listener, closing(Audit(audited, settings.prompts)) as audit:
         cors = tuple(settings.cors)
         service = Service(models, Metrics(models.live), audit, limits, Tokens(tokens), allowed, cors, settings.mode)

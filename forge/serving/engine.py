@@ -35,7 +35,7 @@ _LAST_STEP_S = 30
 
 _ADAPTER = ("adapter_config.json", "adapters.safetensors")
 _CLOSED = "this model has been closed: load it again"
-_Ready = tuple[int | None, bool, Format]
+_Ready = tuple[int, int | None, bool, Format]
 
 
 class Ticket:
@@ -63,8 +63,9 @@ class GenerationThread:
     cache_gb  memory, in 10⁹ bytes, for the beginnings of prompts that come again; 0: none
     adapter   a folder with adapters.safetensors and adapter_config.json in mlx-lm's form, put over the model
 
-    .context is in tokens, None where the model names no limit; .format is what it marks its thoughts and calls with. All methods may be
-    called from any thread. The model is freed when this object is closed or no longer referenced.
+    .slots is 1 where the architecture computes no requests together; .context is in tokens, None where the model names no limit; .format is
+    what it marks its thoughts and calls with. All methods may be called from any thread. The model is freed when this object is closed or
+    no longer referenced.
     """
 
     def __init__(self, folder: Path | str, *, slots: int = 8, cache_gb: float = 1.0, adapter: Path | None = None):
@@ -79,7 +80,7 @@ class GenerationThread:
             target=_run, args=(self.folder, adapter, slots, cache_gb, self._line, ready), name="forge-generation", daemon=True
         ).start()
         atexit.register(_halt, self._line)
-        self.context, self.tokenizer_has_template, self.format = ready.result()
+        self.slots, self.context, self.tokenizer_has_template, self.format = ready.result()
         self._close = weakref.finalize(self, self._line.inbox.put, None)
         self._close.atexit = False
 
@@ -136,6 +137,6 @@ def _serve(folder: Path, adapter: Path | None, slots: int, cache_gb: float, line
     except Exception as error:  # handed to the thread that waits for it
         ready.set_exception(detached(error))
         return
-    ready.set_result((loaded.context, bool(loaded.tokenizer.has_chat_template), Format.of(loaded.tokenizer)))
+    ready.set_result((service.slots, loaded.context, bool(loaded.tokenizer.has_chat_template), Format.of(loaded.tokenizer)))
     del loaded
     service.run()

@@ -40,7 +40,7 @@ class _Work:
 class Service:
     def __init__(self, loaded: Loaded, line: Line, slots: int, cache_gb: float):
         self._loaded, self._line = loaded, line
-        self._slots = slots if loaded.batches else 1
+        self.slots = slots if loaded.batches else 1
         self._names = Names(loaded.tokenizer)
         self._prefixes = Prefixes(int(cache_gb * 1e9), loaded.piece)
         self._batch = Batch(loaded.model)
@@ -100,7 +100,7 @@ class Service:
         budget = self._loaded.piece
         while budget > 0:
             if self._reading is None:
-                if not self._waiting or len(self._answering) >= self._slots:
+                if not self._waiting or len(self._answering) >= self.slots:
                     return
                 request = self._waiting.popleft()
                 try:

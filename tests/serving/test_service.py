@@ -188,9 +188,10 @@ def test_an_architecture_that_batches_wrongly_is_found_out() -> None:
 
 
 def test_one_after_the_other_where_rows_can_not_be_computed_together(mistral) -> None:
-    order = Told()
+    order, what = Told(), loaded(mistral, batches=False)
+    assert Service(what, Line(), 8, 0.0).slots == 1
     requests = [ask(prompt, lambda event, n=n: order((n, event))) for n, prompt in enumerate(PROMPTS)]
-    serve(loaded(mistral, batches=False), requests)
+    serve(what, requests)
     assert [n for n, _ in order] == sorted(n for n, _ in order)
 
 

@@ -26,6 +26,8 @@ class Engine(Protocol):
     """What of forge.serving.engine.GenerationThread is used here."""
 
     @property
+    def slots(self) -> int: ...
+    @property
     def context(self) -> int | None: ...
     @property
     def tokenizer_has_template(self) -> bool: ...
@@ -55,7 +57,7 @@ class Call:
             raise
 
     @property
-    def waiting(self) -> int:
+    def unfinished(self) -> int:
         return sum(not ticket.done() for ticket in self.tickets)
 
     async def next(self) -> tuple[int, Piece | Completion] | None:

@@ -46,10 +46,10 @@ class Model:
 
 
 class Models:
-    """`slots`: completions that a model computes at once. All methods but `opened` and `stop` belong to the event loop."""
+    """All methods but `opened` and `stop` belong to the event loop."""
 
-    def __init__(self, opener: Open, fetch: Fetch, limits: Limits, slots: int):
-        self._open, self._fetch, self._limits, self._slots = opener, fetch, limits, slots
+    def __init__(self, opener: Open, fetch: Fetch, limits: Limits):
+        self._open, self._fetch, self._limits = opener, fetch, limits
         self._models: dict[str, Model] = {}
         self._loading: set[asyncio.Task[Model]] = set()
         self._calls: dict[Call, Model] = {}
@@ -79,13 +79,12 @@ class Models:
     def call(self, model: Model, jobs: Sequence[tuple[Any, Sampling]], pieces: bool, typical_s: float) -> Iterator[Call]:
         """The jobs, given to the model; what of them is left at the end is cancelled.
 
-        Raises Refusal: 429 where enough completions wait for the model, 503 where the server ends.
+        Raises Refusal: 429 where they don't fit beside those that the model has already, 400 where they never would, 503 where the
+        server ends.
         """
         if self._stopping:
             raise Refusal(503, "the server is being stopped", "shutting_down")
-        waiting = sum(call.waiting for call, called in self._calls.items() if called is model) - self._slots
-        if waiting >= self._limits.queue:
-            raise busy(f"{waiting} completions wait for {model.name}, and no more may", typical_s * (1 + waiting / self._slots))
+        self._require_room(model, len(jobs), typical_s)
         call = Call(model.engine, jobs, self._limits.timeout_s, pieces)
         self._calls[call] = model
         try:
@@ -93,6 +92,16 @@ class Models:
         finally:
             call.cancel()
             del self._calls[call]
+
+    def _require_room(self, model: Model, wanted: int, typical_s: float) -> None:
+        """A model has no more completions than it computes at once and than may wait, whichever requests they are of."""
+        slots = model.engine.slots
+        most = slots + self._limits.queue
+        if wanted > most:
+            raise Refusal(400, f"{wanted} completions are asked for at once, and {model.name} takes {most} at most: send several requests")
+        held = sum(call.unfinished for call, called in self._calls.items() if called is model)
+        if held + wanted > most:
+            raise busy(f"{model.name} has {held} completions to make, and takes {most} at most", typical_s * max(1, held / slots))
 
     def opened(self, source: Source) -> Model:
         """A model, loaded in this thread. Raises ForgeError."""

@@ -31,8 +31,8 @@ class Toy:
 
     context, tokenizer_has_template, format = 1000, True, Format()
 
-    def __init__(self, pause_s: float = 0.0):
-        self.pause_s, self.running, self.closed = pause_s, 0, False
+    def __init__(self, pause_s: float = 0.0, slots: int = 8):
+        self.pause_s, self.slots, self.running, self.closed = pause_s, slots, 0, False
 
     def submit(self, prompt: Any, sampling: Any, timeout_s: float = 60, listener: Any = None) -> "Toy.Ticket":
         ticket = Toy.Ticket()
@@ -125,12 +125,11 @@ def running(
     cors: tuple[str, ...] = (),
     audit: Path | None = None,
     prompts: bool = False,
-    slots: int = 8,
     grace_s: float = 1.0,
 ) -> Iterator[Served]:
     listener = server.bound("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    models = Models(opener, lambda uri: (Path("/registered") / uri.removeprefix("models:/"), f"{uri}#1"), limits, slots)
+    models = Models(opener, lambda uri: (Path("/registered") / uri.removeprefix("models:/"), f"{uri}#1"), limits)
     log = Audit(str(audit) if audit else None, prompts)
     service = Service(models, Metrics(models.live), log, limits, Tokens(tokens), Allowed(allowed), cors)
     for name, place in sources.items():
@@ -143,14 +142,14 @@ def running(
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
-    """serve(pause_s=0.0, **what running takes): toys under the names `small` and, where asked for, others."""
+    """serve(pause_s=0.0, slots=8, **what running takes): toys under the names `small` and, where asked for, others."""
     with ExitStack() as stack:
 
-        def start(pause_s: float = 0.0, names: tuple[str, ...] = ("small",), **settings: Any) -> Served:
+        def start(pause_s: float = 0.0, slots: int = 8, names: tuple[str, ...] = ("small",), **settings: Any) -> Served:
             toys: dict[str, Toy] = {}
 
             def opener(folder: Path, adapter: Path | None) -> Toy:
-                return toys.setdefault(folder.name, Toy(pause_s))
+                return toys.setdefault(folder.name, Toy(pause_s, slots))
 
             served = stack.enter_context(running(opener, {name: f"/models/{name}" for name in names}, **settings))
             served.toys = toys

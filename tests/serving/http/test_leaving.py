@@ -115,7 +115,7 @@ def test_a_stopping_server_ends_what_runs_too_long_with_a_word(serve, stream) ->
 
 def test_a_stop_goes_on_where_a_call_ends_meanwhile() -> None:
     """It is called in the main thread, while the event loop forgets calls that end."""
-    models = Models(lambda folder, adapter: Toy(), lambda uri: (Path(uri), uri), Limits(), slots=8)
+    models = Models(lambda folder, adapter: Toy(), lambda uri: (Path(uri), uri), Limits())
     model = models.opened(Source("small", "/models/small"))
     cancelled = []
 

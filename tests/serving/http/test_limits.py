@@ -123,6 +123,30 @@ def test_a_full_queue_is_429_and_takes_again_when_one_left(serve) -> None:
         client.close()
 
 
+@pytest.mark.parametrize("asked", [{"n": 2}, {"prompt": ["hi", "ho"]}, {"prompt": [[1], [2]]}])
+def test_the_queue_counts_completions_and_not_requests(serve, asked) -> None:
+    """Two slots and none that may wait: beside one completion a request of two is too many, and is taken when that one has left."""
+    served = serve(pause_s=0.01, slots=2, limits=Limits(queue=0))
+    client = served.begin()
+    until(lambda: served.toys["small"].running == 1, 5)
+    status, told, answer = served.complete(**asked)
+    assert (status, answer["error"]["type"]) == (429, "rate_limit_error")
+    assert 1 <= int(told["retry-after"]) <= 60
+    assert served.complete()[0] == 200, "one fits"
+    client.close()
+    until(lambda: served.toys["small"].running == 0, 5)
+    assert served.complete(**asked)[0] == 200
+
+
+def test_a_request_that_would_never_fit_is_400(serve) -> None:
+    """To come again would be of no use, and clients do come again after 429."""
+    served = serve(slots=2, limits=Limits(queue=1))
+    assert served.complete(n=3)[0] == 200
+    status, told, answer = served.complete(n=4)
+    assert (status, "retry-after" in told) == (400, False)
+    assert "4 completions" in answer["error"]["message"] and "3 at most" in answer["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_past_its_time_is_504(serve, stream) -> None:
     """Streamed it has begun with 200 by then, and ends with the error as an event."""
