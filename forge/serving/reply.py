@@ -61,7 +61,9 @@ class Reply:
 
     def _release(self, upto: int) -> Piece | None:
         shown = self._text.text[self._given : upto]
-        until = next((i for i, (at, _) in enumerate(self._tokens) if at >= upto and not self.reason), len(self._tokens))
+        until = len(self._tokens)
+        if not self.reason:
+            until = next((i for i in range(self._released, until) if self._tokens[i][0] >= upto), until)
         tokens = tuple(token for _, token in self._tokens[self._released : until])
         self._given, self._released = upto, until
         return Piece(shown, tokens, self.thinking) if shown or tokens else None

@@ -59,6 +59,44 @@ def test_prompt_that_ends_within_a_long_character_run(tokenizer) -> None:
     assert run(tokenizer, "€" * 20, ids(tokenizer, "€a")) == ["", "", "€", "€a"]
 
 
+class Counting:
+    """Tokens are bytes of UTF-8; it remembers the most that it had to decode at once."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        self.most = max(self.most, len(ids))
+        return bytes(ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("part", [b"\x80", b"\xff", b"\xe2\x82", b"\xf0\x9f\x98", "\ufffd".encode()])
+def test_a_long_run_of_bytes_that_are_no_text_is_decoded_a_piece_at_a_time(part) -> None:
+    """Nothing is lost or doubled by that, also of the character behind it, and the run is shown while it goes on."""
+    completion = part * 200 + "€a".encode()
+    tokenizer = Counting()
+    text = Text(tokenizer, list(b"the"))
+    for n, token in enumerate(completion, 1):
+        text.add(token)
+        assert len(text.text) >= len(completion[: max(0, n - 64)].decode(errors="replace"))
+    text.finish()
+    assert text.text == completion.decode(errors="replace")
+    assert tokenizer.most <= 64
+
+
+def test_a_long_run_that_the_decoder_judges_as_a_whole_is_shown_as_it_says() -> None:
+    """As SentencePiece's does: of bytes side by side, one that is no text makes all of them U+FFFD."""
+    raw = Tokenizer(models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)}, [], byte_fallback=True))
+    raw.decoder = decoders.ByteFallback()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    text = Text(tokenizer, list(b"the"))
+    for token in b"\x80" * 100:
+        text.add(token)
+    assert 30 < len(text.text) <= 100
+    text.finish()
+    assert text.text == "\ufffd" * 100
+
+
 @pytest.mark.parametrize(
     ("stops", "at"),
     [(["sat"], 8), (["t s"], 6), (["on", "cat s"], 4), (["t s", "at s"], 5), (["mat!"], None), ([], None)],
