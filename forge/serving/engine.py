@@ -2,24 +2,17 @@
 
 MLX arrays that are still lazy, and MLX's random state, belong to the thread that made them, while a server calls from a pool
 of threads; fast tokenizers are no safer. So everything that touches either runs in this thread, and callers get tickets.
-
-The thread never ends, it parks, and a process that exits lets it park first: one that exits while an MLX thread ends, or computes,
-aborts with "terminate called without an active exception".
 """
 
-import atexit
-import threading
 import time
-import traceback
 import weakref
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-# forge/__init__.py has run by now and put the fast BLAS in place, which has to be before mlx is first imported.
-import mlx.core as mx
-
 from forge.errors import ServingError
+from forge.serving import thread
 from forge.serving.contract import Completion, Piece, Sampling, Stats, Token
 from forge.serving.faults import ShuttingDown
 from forge.serving.line import Line, Listener, Request, detached
@@ -29,9 +22,6 @@ from forge.serving.prompt import Prompt
 from forge.serving.service import Service
 
 __all__ = ["Completion", "GenerationThread", "Listener", "Piece", "Sampling", "Stats", "Ticket", "Token"]
-
-# How long an exiting process waits for a step of the model.
-_LAST_STEP_S = 30
 
 _ADAPTER = ("adapter_config.json", "adapters.safetensors")
 _CLOSED = "this model has been closed: load it again"
@@ -76,11 +66,13 @@ class GenerationThread:
             raise ServingError(f"no adapter in {adapter}: {' and '.join(missing)} missing, pass one that training wrote")
         self._line = Line()
         ready: Future[_Ready] = Future()
-        threading.Thread(
-            target=_run, args=(self.folder, adapter, slots, cache_gb, self._line, ready), name="forge-generation", daemon=True
-        ).start()
-        atexit.register(_halt, self._line)
-        self.slots, self.context, self.tokenizer_has_template, self.format = ready.result()
+        run = partial(_run, self.folder, adapter, slots, cache_gb, self._line, ready)
+        self._ended = thread.start(run, self._line.halt)
+        try:
+            self.slots, self.context, self.tokenizer_has_template, self.format = ready.result()
+        except BaseException:  # also Ctrl-C, where the model would else be kept for nobody
+            self._line.halt()
+            raise
         self._close = weakref.finalize(self, self._line.inbox.put, None)
         self._close.atexit = False
 
@@ -96,7 +88,7 @@ class GenerationThread:
         if not self._close.alive:
             raise ShuttingDown(_CLOSED)
         request = Request(prompt, sampling, None if timeout_s is None else time.monotonic() + timeout_s, listener)
-        self._line.inbox.put(request)
+        self._line.put(request)
         return Ticket(request)
 
     def stats(self) -> Stats:
@@ -109,25 +101,11 @@ class GenerationThread:
         self._close()
 
 
-def _halt(line: Line) -> None:
-    """End the service after the next token."""
-    line.stop.set()
-    if not line.parked.is_set():  # else it would wake while the process ends
-        line.inbox.put(None)
-        line.parked.wait(_LAST_STEP_S)
-
-
 def _run(folder: Path, adapter: Path | None, slots: int, cache_gb: float, line: Line, ready: "Future[_Ready]") -> None:
     try:
         _serve(folder, adapter, slots, cache_gb, line, ready)
-    except Exception:  # a bug; the thread has to park all the same
-        traceback.print_exc()
-    mx.clear_cache()
-    line.parked.set()
-    while not line.stop.is_set():  # requests that came between
-        if (late := line.inbox.get()) is not None:
-            late.fail(ShuttingDown(_CLOSED))
-    threading.Event().wait()
+    finally:
+        line.end(ShuttingDown(_CLOSED))
 
 
 def _serve(folder: Path, adapter: Path | None, slots: int, cache_gb: float, line: Line, ready: "Future[_Ready]") -> None:

@@ -64,9 +64,38 @@ def detached(error: Exception) -> Exception:
 
 @dataclass(eq=False)
 class Line:
-    """What the thread and its owner share. A None in the inbox ends the service after what is queued before it."""
+    """What the thread and its owner share. A None in the inbox ends the service after what is queued before it.
+
+    stop: set to end it after the next token. closed: why it takes no more.
+    """
 
     inbox: "queue.SimpleQueue[Request | None]" = field(default_factory=queue.SimpleQueue)
     stop: threading.Event = field(default_factory=threading.Event)
-    parked: threading.Event = field(default_factory=threading.Event)
     stats: Stats = field(default_factory=Stats)
+    closed: ServingError | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def put(self, request: Request) -> None:
+        """Raises why it takes no more."""
+        with self._lock:
+            if self.closed is None:
+                self.inbox.put(request)
+                return
+        raise again(self.closed)
+
+    def halt(self) -> None:
+        self.stop.set()
+        self.inbox.put(None)
+
+    def end(self, why: ServingError) -> None:
+        """Nobody serves any more: who came too late gets the reason."""
+        with self._lock:
+            self.closed = why
+        while not self.inbox.empty():
+            if (late := self.inbox.get()) is not None:
+                late.fail(again(why))
+
+
+def again(error: ServingError) -> ServingError:
+    """The same for another request, since an exception is its raiser's alone."""
+    return type(error)(str(error))

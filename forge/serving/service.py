@@ -15,7 +15,7 @@ from forge.serving.batch import Batch, Next, Score
 from forge.serving.contract import Stats
 from forge.serving.decode import Names
 from forge.serving.faults import ModelFailed, PromptTooLong, ShuttingDown
-from forge.serving.line import Line, Request
+from forge.serving.line import Line, Request, again
 from forge.serving.loading import Loaded
 from forge.serving.prefill import NOT_FINITE, Prefill
 from forge.serving.prefixes import Prefixes
@@ -192,7 +192,7 @@ class Service:
         self._answering, self._reading = {}, None
         self._waiting.clear()
         for request in requests:
-            request.fail(type(error)(str(error)))
+            request.fail(again(error))
 
     def _report(self) -> None:
         self._line.stats = Stats(

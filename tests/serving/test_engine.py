@@ -1,18 +1,22 @@
 """The generation thread by itself, on a base model without a chat template."""
 
+import atexit
 import gc
 import json
 import shutil
 import threading
+from concurrent.futures import Future
 
 import mlx.core as mx
 import mlx_lm
 import pytest
 
 from forge.errors import ServingError
+from forge.serving import thread as threads
 from forge.serving.contract import Sampling
 from forge.serving.engine import GenerationThread
 from forge.serving.faults import Cancelled, PromptTooLong, ShuttingDown, TimedOut
+from tests.serving.http.conftest import until
 
 CONTEXT = 64
 
@@ -310,10 +314,38 @@ def test_the_model_is_freed(make_folder, tmp_path) -> None:
             refused.result()
         complete(engine, "the cat", max_tokens=3)
         assert mx.get_active_memory() > before + 20_000
-        line = engine._line
+        ended = engine._ended
         if close:
             engine.close()
         del engine
         gc.collect()
-        assert line.parked.wait(60)
+        assert ended.wait(60)
         assert mx.get_active_memory() < before + 100, f"{kept}: a random state of a few bytes stays"
+
+
+def test_loading_again_and_again_leaves_no_thread_and_no_callback(base_folder) -> None:
+    """One thread serves one model after the other; each would else be kept, parked, to the end of the process."""
+    kept = []
+    for _ in range(5):
+        engine = GenerationThread(base_folder)
+        assert complete(engine, "the cat", max_tokens=1).completion_tokens == 1
+        engine.close()
+        assert engine._ended.wait(60)
+        kept.append((sum(each.name == "forge-generation" for each in threading.enumerate()), atexit._ncallbacks()))
+    assert len(set(kept)) == 1
+
+
+def test_an_interrupted_load_keeps_no_model(base_folder, monkeypatch) -> None:
+    """Ctrl-C raises where the caller waits."""
+
+    def interrupted(future: Future, timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    gc.collect()
+    before, running = mx.get_active_memory(), len(threads._running)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Future, "result", interrupted)
+        GenerationThread(base_folder)
+    until(lambda: len(threads._running) == running, 60)
+    gc.collect()
+    assert mx.get_active_memory() < before + 100

@@ -483,3 +483,15 @@ def test_stats_tell_who_works_and_who_waits(mistral) -> None:
     assert (end.prompt_tokens, end.completion_tokens) == (sum(map(len, PROMPTS)), 9 * 5)
     assert end.peak_memory_gib >= end.memory_gib > 0
     assert end.prompt_cache_gib > 0
+
+
+def test_who_comes_when_nobody_serves_any_more_is_told_why() -> None:
+    """Also who was queued between the service's last look and its end."""
+    line, late = Line(), [ask(PROMPTS[0]), ask(PROMPTS[1])]
+    for request in late:
+        line.put(request)
+    line.end(ShuttingDown("closed"))
+    errors = [request.future.exception(timeout=0) for request in late]
+    assert [(type(error), str(error)) for error in errors] == [(ShuttingDown, "closed")] * 2 and errors[0] is not errors[1]
+    with pytest.raises(ShuttingDown, match="closed"):
+        line.put(ask(PROMPTS[2]))
