@@ -14,7 +14,7 @@ from pathlib import Path
 from forge.errors import ServingError
 from forge.serving import thread
 from forge.serving.contract import Completion, Piece, Sampling, Stats, Token
-from forge.serving.faults import ShuttingDown
+from forge.serving.faults import ModelFailed, ShuttingDown
 from forge.serving.line import Line, Listener, Request, detached
 from forge.serving.loading import load
 from forge.serving.parts import Format
@@ -25,6 +25,7 @@ __all__ = ["Completion", "GenerationThread", "Listener", "Piece", "Sampling", "S
 
 _ADAPTER = ("adapter_config.json", "adapters.safetensors")
 _CLOSED = "this model has been closed: load it again"
+_BROKEN = "this model has stopped by a bug, which the log tells: load it again"
 _Ready = tuple[int, int | None, bool, Format]
 
 
@@ -54,8 +55,8 @@ class GenerationThread:
     adapter   a folder with adapters.safetensors and adapter_config.json in mlx-lm's form, put over the model
 
     .slots is 1 where the architecture computes no requests together; .context is in tokens, None where the model names no limit; .format is
-    what it marks its thoughts and calls with. All methods may be called from any thread. The model is freed when this object is closed or
-    no longer referenced.
+    what it marks its thoughts and calls with; .failed says that a bug has ended the thread, and only another one can serve the model. All
+    methods may be called from any thread. The model is freed when this object is closed or no longer referenced.
     """
 
     def __init__(self, folder: Path | str, *, slots: int = 8, cache_gb: float = 1.0, adapter: Path | None = None):
@@ -79,7 +80,7 @@ class GenerationThread:
     def submit(
         self, prompt: Prompt | list[int], sampling: Sampling, timeout_s: float | None = None, listener: Listener | None = None
     ) -> Ticket:
-        """Queue a request. Raises ShuttingDown where the model has been closed.
+        """Queue a request. Raises ShuttingDown where the model has been closed, ModelFailed where a bug has ended the thread.
 
         The ticket's result raises PromptTooLong, TimedOut when `timeout_s` from now have passed, or another ServingError.
         `listener` is called in the generation thread, where it must not block: with each Piece, then once with the Completion or the
@@ -90,6 +91,10 @@ class GenerationThread:
         request = Request(prompt, sampling, None if timeout_s is None else time.monotonic() + timeout_s, listener)
         self._line.put(request)
         return Ticket(request)
+
+    @property
+    def failed(self) -> bool:
+        return isinstance(self._line.closed, ModelFailed)
 
     def stats(self) -> Stats:
         """As of the last token."""
@@ -102,19 +107,22 @@ class GenerationThread:
 
 
 def _run(folder: Path, adapter: Path | None, slots: int, cache_gb: float, line: Line, ready: "Future[_Ready]") -> None:
+    why: ServingError = ModelFailed(_BROKEN)
     try:
         _serve(folder, adapter, slots, cache_gb, line, ready)
+        why = ShuttingDown(_CLOSED)
     finally:
-        line.end(ShuttingDown(_CLOSED))
+        line.end(why)
 
 
 def _serve(folder: Path, adapter: Path | None, slots: int, cache_gb: float, line: Line, ready: "Future[_Ready]") -> None:
     try:
         loaded = load(folder, adapter)
         service = Service(loaded, line, slots, cache_gb)
+        found = (service.slots, loaded.context, bool(loaded.tokenizer.has_chat_template), Format.of(loaded.tokenizer))
     except Exception as error:  # handed to the thread that waits for it
         ready.set_exception(detached(error))
         return
-    ready.set_result((service.slots, loaded.context, bool(loaded.tokenizer.has_chat_template), Format.of(loaded.tokenizer)))
+    ready.set_result(found)
     del loaded
     service.run()

@@ -52,6 +52,7 @@ class Service:
 
     def run(self) -> None:
         """Until the line is closed and all is answered, or it is stopped. Every request gets its answer or an error, whatever happens."""
+        why: ServingError = ModelFailed("not finished: a bug, which the log tells, has ended the model's work")
         try:
             while self._open or not self._idle():
                 self._receive()
@@ -61,8 +62,9 @@ class Service:
                 self._read()
                 self._step()
                 self._report()
+            why = ShuttingDown("not finished: the server is being shut down")
         finally:
-            self._fail_all(ShuttingDown("not finished: the server is being shut down"))
+            self._fail_all(why)
             self._report()
             mx.synchronize()  # which may raise what befell the device
 

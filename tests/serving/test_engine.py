@@ -15,7 +15,9 @@ from forge.errors import ServingError
 from forge.serving import thread as threads
 from forge.serving.contract import Sampling
 from forge.serving.engine import GenerationThread
-from forge.serving.faults import Cancelled, PromptTooLong, ShuttingDown, TimedOut
+from forge.serving.faults import Cancelled, ModelFailed, PromptTooLong, ShuttingDown, TimedOut
+from forge.serving.parts import Format
+from forge.serving.service import Service
 from tests.serving.http.conftest import until
 
 CONTEXT = 64
@@ -349,3 +351,28 @@ def test_an_interrupted_load_keeps_no_model(base_folder, monkeypatch) -> None:
     until(lambda: len(threads._running) == running, 60)
     gc.collect()
     assert mx.get_active_memory() < before + 100
+
+
+def test_a_bug_in_the_thread_is_told_to_all_who_ask(base_folder, monkeypatch, capfd) -> None:
+    engine = GenerationThread(base_folder)
+    assert not engine.failed
+    with monkeypatch.context() as patch:
+        patch.setattr(Service, "_drop", lambda self: 1 / 0)
+        with pytest.raises(ModelFailed, match="a bug"):
+            complete(engine, "the cat")
+        assert engine._ended.wait(60)
+    assert engine.failed
+    with pytest.raises(ModelFailed, match="load it again"):
+        engine.submit("the cat", Sampling())
+    engine.close()
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    again = GenerationThread(base_folder)
+    assert not again.failed and complete(again, "the cat", max_tokens=1).completion_tokens == 1
+    again.close()
+    assert again._ended.wait(60) and not again.failed
+
+
+def test_a_tokenizer_that_can_not_be_asked_is_told_and_keeps_nobody_waiting(base_folder, monkeypatch) -> None:
+    monkeypatch.setattr(Format, "of", lambda tokenizer: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        GenerationThread(base_folder)

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
 from prometheus_client import generate_latest
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from forge.serving.http import body
 from forge.serving.http.faults import Refusal
 from forge.serving.http.metrics import process_gib
-from forge.serving.http.models import Source
+from forge.serving.http.models import Model, Source
 from forge.serving.http.service import Service
 from forge.serving.http.sources import REGISTERED
 
@@ -47,13 +48,19 @@ def routes(service: Service) -> list[Route]:
     models, metrics, started = service.models, service.metrics, time.time()
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "models": len(models.all()), "loading": len(models.loading())})
+        failed = models.failed()
+        known = {"models": len(models.ready()), "loading": len(models.loading())}
+        if failed:
+            return JSONResponse({"status": "failed", "failed": failed, **known}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return JSONResponse({"status": "ok", **known})
 
     async def listed(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model.shown() for model in models.all()]})
+        return JSONResponse({"object": "list", "data": [model.shown() for model in models.ready()]})
 
     async def one(request: Request) -> Response:
-        return JSONResponse(models.find(request.path_params["id"]).shown())
+        model = models.find(request.path_params["id"])
+        model.require_ready()
+        return JSONResponse(model.shown())
 
     async def load(request: Request) -> Response:
         asked = _checked(_Load, await body.read(request, service.limits))
@@ -67,8 +74,8 @@ def routes(service: Service) -> list[Route]:
         return JSONResponse({"id": models.unload(asked.name).name, "object": "model", "unloaded": True})
 
     async def status(request: Request) -> Response:
-        ready = [{**model.shown(), "status": "ready", **vars(stats)} for model in models.all() for stats in [model.engine.stats()]]
-        return JSONResponse({"models": ready, "loading": models.loading()})
+        every = [{**model.shown(), "status": _status(model), **vars(model.engine.stats())} for model in models.all()]
+        return JSONResponse({"models": every, "loading": models.loading()})
 
     async def stats(request: Request) -> Response:
         known = {"up_s": round(time.time() - started, 1), "process_gib": round(process_gib(), 4), "audit_lines_lost": service.audit.lost}
@@ -87,6 +94,10 @@ def routes(service: Service) -> list[Route]:
     }
     posts = {"/v1/models/load": load, "/v1/models/unload": unload}
     return [Route(path, call, methods=["POST"]) for path, call in posts.items()] + [Route(path, call) for path, call in gets.items()]
+
+
+def _status(model: Model) -> str:
+    return "failed" if model.engine.failed else "ready"
 
 
 def _checked(kind: type[_Body], sent: dict[str, Any]) -> _Body:

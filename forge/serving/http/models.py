@@ -38,6 +38,11 @@ class Model:
     def name(self) -> str:
         return self.source.name
 
+    def require_ready(self) -> None:
+        """Raises Refusal 503 where its thread has ended by a bug."""
+        if self.engine.failed:
+            raise Refusal(503, f"{self.name} has failed, and the server's log tells why: unload it and load it again", "model_failed")
+
     def shown(self) -> dict[str, Any]:
         """OpenAI's object, and after it where the model is from, its context in tokens and whether it has a chat template."""
         known = {key: value for key, value in vars(self.source).items() if key != "name" and value}
@@ -56,13 +61,20 @@ class Models:
         self._stopping = False
 
     def all(self) -> list[Model]:
+        """Those that failed, too."""
         return list(self._models.values())
+
+    def ready(self) -> list[Model]:
+        return [model for model in self.all() if not model.engine.failed]
+
+    def failed(self) -> list[str]:
+        return [model.name for model in self.all() if model.engine.failed]
 
     def loading(self) -> list[str]:
         return [task.get_name() for task in self._loading]
 
     def live(self) -> dict[str, Stats]:
-        return {name: model.engine.stats() for name, model in self._models.items()}
+        return {model.name: model.engine.stats() for model in self.ready()}
 
     def find(self, name: str | None) -> Model:
         """By its name or its source; the first loaded where None. Raises Refusal 404, which names those there are."""
@@ -80,10 +92,11 @@ class Models:
         """The jobs, given to the model; what of them is left at the end is cancelled.
 
         Raises Refusal: 429 where they don't fit beside those that the model has already, 400 where they never would, 503 where the
-        server ends.
+        model has failed or the server ends.
         """
         if self._stopping:
             raise Refusal(503, "the server is being stopped", "shutting_down")
+        model.require_ready()
         self._require_room(model, len(jobs), typical_s)
         call = Call(model.engine, jobs, self._limits.timeout_s, pieces)
         self._calls[call] = model

@@ -32,7 +32,7 @@ class Toy:
     context, tokenizer_has_template, format = 1000, True, Format()
 
     def __init__(self, pause_s: float = 0.0, slots: int = 8):
-        self.pause_s, self.slots, self.running, self.closed = pause_s, slots, 0, False
+        self.pause_s, self.slots, self.running, self.closed, self.failed = pause_s, slots, 0, False, False
 
     def submit(self, prompt: Any, sampling: Any, timeout_s: float = 60, listener: Any = None) -> "Toy.Ticket":
         ticket = Toy.Ticket()

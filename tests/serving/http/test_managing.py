@@ -8,6 +8,7 @@ import pytest
 
 from forge.serving.http.limits import Limits
 from forge.serving.http.metrics import _percentile
+from forge.serving.service import Service
 from tests.serving.http.conftest import until
 
 
@@ -112,6 +113,29 @@ def test_no_more_models_than_allowed_and_no_name_twice(serve, roots) -> None:
     status, _, answer = load(served, source="law", name="third")
     assert status == 409 and "small, law" in answer["error"]["message"]
     assert load(served, source="law", name="a/b")[0] == 400
+
+
+def test_a_model_that_a_bug_has_ended_is_told_and_can_be_loaded_again(serve_real, chat_folder, monkeypatch, capfd) -> None:
+    served = serve_real(chat_folder, allowed=(str(chat_folder.parent),))
+    name, engine = chat_folder.name, served.service.models.find(None).engine
+    assert served.ask("GET", "/health")[::2] == (200, {"status": "ok", "models": 1, "loading": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr(Service, "_drop", lambda self: 1 / 0)
+        status, _, answer = served.complete()
+        assert (status, answer["error"]["code"]) == (500, "model_failed")
+    until(lambda: engine.failed, 10)
+    status, _, answer = served.ask("GET", "/health")
+    assert (status, answer) == (503, {"status": "failed", "failed": [name], "models": 0, "loading": 0})
+    for status, _, answer in (served.complete(), served.complete(stream=True), served.ask("GET", f"/v1/models/{name}")):
+        assert (status, answer["error"]["code"]) == (503, "model_failed") and "load it again" in answer["error"]["message"]
+    assert ids(served) == []
+    assert served.ask("GET", "/stats")[2]["models"] == {}
+    assert [model["status"] for model in served.ask("GET", "/status")[2]["models"]] == ["failed"]
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    assert served.ask("POST", "/v1/models/unload", {"name": name})[0] == 200
+    assert load(served, source=name)[0] == 200
+    assert served.complete()[0] == 200
+    assert served.ask("GET", "/health")[::2] == (200, {"status": "ok", "models": 1, "loading": 0})
 
 
 def test_a_model_that_can_not_be_loaded_is_told_in_a_sentence(serve_real, chat_folder, tmp_path) -> None:
