@@ -12,7 +12,7 @@
     allow       what POST /v1/models/load may load: folders, and patterns such as models:/law-*@champion; max_models at one time
     cors        origins of web pages that may ask, such as https://app.example.org
     slots       completions computed at once by a model; queue: that may wait besides; cache_gb: memory for prompts seen before
-    timeout_s   for a request; grace_s: for what runs when the server is stopped; body_mb: of a request's body
+    timeout_s   for a request; read_s: for it to come; grace_s: for what runs when the server is stopped; body_mb: of a request's body
     rate        requests a minute for each client, burst of them at once
     audit       a file for a line of JSON a request, or stderr; prompts=true: what was sent, too
     uri         the tracking store (default: MLFLOW_TRACKING_URI, else mlflow.db at the root)
@@ -74,6 +74,7 @@ class Settings:
     queue: Annotated[int, Field(ge=0)] = 64
     cache_gb: Annotated[float, Field(ge=0)] = 1.0
     timeout_s: Seconds = 300.0
+    read_s: Seconds = 30.0
     grace_s: Seconds = 10.0
     body_mb: Seconds = 2.0
     rate: Seconds | None = None
@@ -131,7 +132,7 @@ def _run(settings: Settings, tokens: list[str]) -> None:
     audited = settings.audit if settings.audit in (None, "stderr") else str(paths.given("audit", settings.audit))
     allowed = Allowed([place if place.startswith(REGISTERED) else str(paths.given("allow", place)) for place in settings.allow])
     body_bytes = int(settings.body_mb * 1e6)
-    limits = Limits(settings.timeout_s, 30.0, body_bytes, settings.queue, settings.rate, settings.burst, settings.max_models)
+    limits = Limits(settings.timeout_s, settings.read_s, body_bytes, settings.queue, settings.rate, settings.burst, settings.max_models)
     models = Models(_opener(settings), _fetcher(settings.uri), limits)
     with closing(server.bound(settings.host, settings.port)) as listener, closing(Audit(audited, settings.prompts)) as audit:
         cors = tuple(settings.cors)
@@ -141,7 +142,7 @@ def _run(settings: Settings, tokens: list[str]) -> None:
         port = listener.getsockname()[1]
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"serving {', '.join(source.name for source in sources)} at http://{shown}:{port}/v1, Ctrl-C stops", flush=True)
-        server.run(app.build(service), listener, models.stop, settings.grace_s)
+        server.run(app.build(service), listener, models.stop, settings.grace_s, settings.read_s)
 
 
 def _sources(settings: Settings) -> list["Source"]:

@@ -11,9 +11,10 @@ _CLIENTS = 10_000  # whose buckets are remembered
 
 @dataclass(frozen=True)
 class Limits:
-    """timeout_s: a request in all. read_s: until its body has come. body_bytes: of the body. queue: completions that may wait, for a model.
+    """timeout_s: a request in all. read_s: until its head has come, and then its body. body_bytes: of the body.
 
-    rate: requests a minute that a client may send, None: any number; burst: of them, at once. models: loaded at one time.
+    queue: completions that may wait for a model. rate: requests a minute that a client may send, None: any number; burst: of them, at once.
+    models: loaded at one time.
     """
 
     timeout_s: float = 300.0

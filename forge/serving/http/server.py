@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -17,17 +18,48 @@ from forge.errors import ServingError, Stopped
 
 _AFTER_S = 5  # for answers that were cut short to leave
 _BACKLOG = 512
+_TOLD_S = 5  # for who reads a body to say that it is late, before its connection goes
 _UNREAD_S = 60  # that a client may leave what was sent to it untouched
 
 
 class _Protocol(H11Protocol):
-    """Drops a client that doesn't read: asyncio keeps its connection for ever, past the end of its request and of the grace period."""
+    """Drops a client whose request doesn't come to its end, or that doesn't read: uvicorn and asyncio keep such a connection for ever.
 
+    A request's head has `read_s` seconds from its first byte, or from the beginning of the connection; its body has as many, and _TOLD_S.
+    Between two requests uvicorn's own time counts.
+    """
+
+    read_s: float
     _unread: asyncio.TimerHandle | None = None
+    _late: asyncio.TimerHandle | None = None
+    _state: object = None  # of the request when _late was set
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # so that pause_writing comes with the first byte that waits here
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unwatch()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._watch()
+
+    def _watch(self) -> None:
+        state = self.conn.their_state
+        if state not in (h11.IDLE, h11.SEND_BODY) or self.timeout_keep_alive_task:
+            self._unwatch()
+        elif state is not self._state:
+            self._unwatch()
+            self._state = state
+            self._late = self.loop.call_later(self.read_s + (_TOLD_S if state is h11.SEND_BODY else 0), self.transport.close)
+
+    def _unwatch(self) -> None:
+        if self._late:
+            self._late.cancel()
+        self._late = self._state = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -54,14 +86,17 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def serving(app: ASGIApp, listener: socket.socket, stop: Callable[[], None], grace_s: float) -> Iterator[threading.Event]:
-    """Inside, a thread serves; the event is set when it has ended.
+def serving(
+    app: ASGIApp, listener: socket.socket, stop: Callable[[], None], grace_s: float, read_s: float = 30.0
+) -> Iterator[threading.Event]:
+    """Inside, a thread serves; the event is set when it has ended. A request has `read_s` seconds to come.
 
     At the end of the block nothing new is taken, what runs has `grace_s` seconds, and then `stop` ends it.
     """
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     off = {"log_config": None, "access_log": False, "server_header": False, "proxy_headers": False}
-    config = uvicorn.Config(app, http=_Protocol, ws="none", lifespan="off", backlog=_BACKLOG, **off)  # type: ignore[arg-type]
+    protocol = type("Protocol", (_Protocol,), {"read_s": read_s})
+    config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", backlog=_BACKLOG, **off)  # type: ignore[arg-type]
     server = uvicorn.Server(config)
     ended = threading.Event()  # Thread.join, once a signal's exception has passed through it, takes the thread for ended
 
@@ -84,11 +119,11 @@ def serving(app: ASGIApp, listener: socket.socket, stop: Callable[[], None], gra
             server.force_exit = True
 
 
-def run(app: ASGIApp, listener: socket.socket, stop: Callable[[], None], grace_s: float) -> None:
+def run(app: ASGIApp, listener: socket.socket, stop: Callable[[], None], grace_s: float, read_s: float) -> None:
     """Serve until a signal is raised here as Stopped, and let it pass at the end. A second one ends what runs at once."""
     gc.collect()
     gc.freeze()  # or each full collection looks at all that was imported, and keeps everybody waiting
-    with serving(app, listener, stop, grace_s) as ended:
+    with serving(app, listener, stop, grace_s, read_s) as ended:
         try:
             ended.wait()
         except Stopped:

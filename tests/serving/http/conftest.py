@@ -134,7 +134,7 @@ def running(
     service = Service(models, Metrics(models.live), log, limits, Tokens(tokens), Allowed(allowed), cors)
     for name, place in sources.items():
         models.add(models.opened(Source(name, place)))
-    with server.serving(app.build(service), listener, models.stop, grace_s) as ended:
+    with server.serving(app.build(service), listener, models.stop, grace_s, limits.read_s) as ended:
         yield Served(port, service)
     assert ended.is_set()
     log.close()

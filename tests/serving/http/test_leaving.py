@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,54 @@ def test_a_client_that_does_not_read_is_dropped(serve, monkeypatch) -> None:
     until(lambda: len(connections(served.port)) == 1, 2)
     until(lambda: connections(served.port) == [], 5)
     client.close()
+
+
+def dropped(client: socket.socket, begin: bytes) -> bool:
+    """Whether the server does so while a byte comes now and then."""
+    with suppress(OSError):
+        client.sendall(begin)
+        for _ in range(2000):
+            time.sleep(0.01)
+            client.sendall(b"x")
+        return False
+    return True
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nX: "])
+def test_a_request_whose_head_does_not_come_to_its_end_is_dropped(serve, said) -> None:
+    served = serve(limits=Limits(read_s=0.3))
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as client:
+        client.sendall(said)
+        assert client.recv(100) == b""
+
+
+def test_a_head_that_comes_a_byte_at_a_time_is_dropped(serve) -> None:
+    """Also the second one of a connection, which has the time of a head and not that of an idle connection."""
+    served = serve(limits=Limits(read_s=0.5))
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        assert dropped(client, b"GET /health HTTP/1.1\r\nX: ")
+
+
+def test_a_body_that_comes_on_and_on_after_its_answer_is_dropped(serve, monkeypatch) -> None:
+    monkeypatch.setattr(server, "_TOLD_S", 0.1)
+    served = serve(limits=Limits(read_s=0.5))
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as client:
+        assert dropped(client, b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+
+
+def test_the_time_for_a_request_to_come_is_not_that_of_its_answer_nor_of_a_connection_at_rest(serve) -> None:
+    served = serve(pause_s=0.02, limits=Limits(read_s=0.2))
+    with closing(HTTPConnection("127.0.0.1", served.port, timeout=20)) as connection:
+        for stream in (True, False):
+            body = json.dumps({"prompt": "hi", "max_tokens": 30, "stream": stream})  # 0.6 s
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            used = connection.sock
+            assert answer.status == 200 and len(answer.read()) > 60
+            time.sleep(0.6)
+            assert connection.sock is used is not None, "http.client makes a new one where it was closed"
 
 
 def connections(port: int) -> list[Any]:

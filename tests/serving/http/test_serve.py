@@ -33,6 +33,7 @@ def no_token(monkeypatch) -> None:
         (["MODEL", "port=70000"], 2, "port"),
         (["MODEL", "slots=0"], 2, "slots"),
         (["MODEL", "timeout_s=fast"], 2, "timeout_s"),
+        (["MODEL", "read_s=0"], 2, "read_s"),
         (["MODEL", "host=0.0.0.0"], 2, "needs a token"),
         (["MODEL", 'host="::"'], 2, "needs a token"),
         (["MODEL", "token="], 2, "token: is empty"),
