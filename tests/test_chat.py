@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from rich.console import Console
@@ -29,6 +29,7 @@ from forge.console.side import Reply
 from forge.console.turns import History, Turn
 from forge.console.view import Pieces, Stream
 from forge.errors import ConfigError, ServingError
+from forge.serving.body import ChatBody
 from forge.serving.faults import PromptTooLong
 from forge.serving.parts import Format
 from forge.spec import Message
@@ -367,6 +368,15 @@ def test_some_settings_change_and_the_others_stay() -> None:
     assert (read.top_k, read.seed, read.temperature) == (5, 3, 0.5)
     with pytest.raises(ConfigError, match="model: unknown key"):
         settings.changed(read, ["model=other"])
+
+
+def test_a_setting_is_what_a_request_may_ask_for() -> None:
+    asked, known = get_type_hints(ChatBody, include_extras=True), get_type_hints(settings.SamplingSpec, include_extras=True)
+    assert len(known) == 7 and known == {name: asked[name] for name in known}
+    assert settings.read(["model=m", f"seed={2**63 - 1}"]).seed == 2**63 - 1
+    for word in ("top_k=2147483648", "repetition_penalty=1000001", "max_tokens=2147483648", f"seed={2**63}"):
+        with pytest.raises(ConfigError, match=word.partition("=")[0]):
+            settings.read(["model=m", word])
 
 
 MESSAGES: list[Message] = [

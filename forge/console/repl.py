@@ -105,7 +105,7 @@ class Chat:
 
     def _ask(self, text: str | None) -> None:
         given = self.sampling.seed if self.sampling.seed is not None else self.drawn or 0
-        known: dict[str, Any] = settings.sampling(self.sampling) | {"seed": (given + self.tries) % 2**32}
+        known: dict[str, Any] = settings.sampling(self.sampling) | {"seed": (given + self.tries) % 2**63}
         sampling = Sampling(**known)
         self.replies, self.answers = [], self.answers + 1
         if len(self.sides) > 1 and view.columns_fit(self.console):

@@ -11,6 +11,7 @@ from forge import binding, keys
 from forge.errors import ConfigError
 from forge.serving.contract import Sampling
 from forge.serving.prompt import Mode
+from forge.serving.ranges import MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _DEFAULT = Sampling()
@@ -22,13 +23,13 @@ _Text = Annotated[str, Field(min_length=1)]
 class SamplingSpec:
     """What each name means is said at forge.serving.contract.Sampling. `seed` null: another text each time."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] = _DEFAULT.temperature
-    top_p: Annotated[float, Field(gt=0, le=1)] = _DEFAULT.top_p
-    top_k: Annotated[int, Field(ge=0)] = _DEFAULT.top_k
-    min_p: Annotated[float, Field(ge=0, le=1)] = _DEFAULT.min_p
-    repetition_penalty: Annotated[float, Field(gt=0)] = _DEFAULT.repetition_penalty
-    max_tokens: Annotated[int, Field(ge=1)] = _DEFAULT.max_tokens
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = _DEFAULT.seed
+    temperature: Temperature = _DEFAULT.temperature
+    top_p: TopP = _DEFAULT.top_p
+    top_k: TopK = _DEFAULT.top_k
+    min_p: MinP = _DEFAULT.min_p
+    repetition_penalty: RepetitionPenalty = _DEFAULT.repetition_penalty
+    max_tokens: MaxTokens = _DEFAULT.max_tokens
+    seed: Seed | None = _DEFAULT.seed
 
 
 @checked(frozen=True, kw_only=True, config=_STRICT)

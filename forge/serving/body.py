@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, mo
 from pydantic_core import PydanticCustomError
 
 from forge.serving.contract import Sampling
+from forge.serving.ranges import MaxTokens, MinP, Penalty, RepetitionPenalty, Seed, Temperature, TopK, TopP
 
 MOST_CHOICES = 16  # of one prompt
 MOST_JOBS = 256  # prompts times choices
@@ -107,21 +108,19 @@ class StreamOptions(_Shape):
 
 
 class _Common(_Shape):
-    """What each name of a sampling option means is said at contract.Sampling."""
-
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None  # the newer name, which counts where both are there
-    temperature: Annotated[float, Field(ge=0, le=2)] = _DEFAULT.temperature
-    top_p: Annotated[float, Field(gt=0, le=1)] = _DEFAULT.top_p
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] = _DEFAULT.top_k
-    min_p: Annotated[float, Field(ge=0, le=1)] = _DEFAULT.min_p
-    repetition_penalty: Annotated[float, Field(gt=0, le=1e6)] = _DEFAULT.repetition_penalty
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = _DEFAULT.presence_penalty
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = _DEFAULT.frequency_penalty
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = _DEFAULT.seed
+    max_completion_tokens: MaxTokens | None = None  # the newer name, which counts where both are there
+    temperature: Temperature = _DEFAULT.temperature
+    top_p: TopP = _DEFAULT.top_p
+    top_k: TopK = _DEFAULT.top_k
+    min_p: MinP = _DEFAULT.min_p
+    repetition_penalty: RepetitionPenalty = _DEFAULT.repetition_penalty
+    presence_penalty: Penalty = _DEFAULT.presence_penalty
+    frequency_penalty: Penalty = _DEFAULT.frequency_penalty
+    seed: Seed | None = _DEFAULT.seed
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=1000)]],
         FailFast(),
@@ -159,7 +158,7 @@ def _for_template(variables: Any) -> Any:
 
 class ChatBody(_Common):
     messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] = _DEFAULT.max_tokens
+    max_tokens: MaxTokens = _DEFAULT.max_tokens
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], FailFast(), Field(max_length=128)] = []
