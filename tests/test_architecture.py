@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("forge/**
 
 ENTRIES = ("train", "evaluate", "release.__main__", "serve", "chat", "watch", "compare", "plan", "data_report", "reproduce", "doctor")
 LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer and from those before it
-    ("__init__", "settings", "spec", "units", "errors", "paths", "audit", "blas", "signals", "progress", "entry", "imports"),
+    ("__init__", "settings", "spec", "units", "errors", "chat_template", "paths", "audit", "blas", "signals", "progress", "entry", "imports"),
     ("arrays", "training.schedules", "training.formulation", "training.streams", "training.history", "training.choice", "training.host"),
     ("evaluation.text", "evaluation.corpus", "evaluation.scores", "evaluation.instructions", "reports"),
     ("training.attention", "training.isolation", "training.ends", "training.cross_entropy", "training.objectives"),
@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer a
 LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 
 ONLY_FROM_FORGE = {  # stricter than the layers
-    "serving": ("serving", "errors", "blas", "__init__"),  # it must load where training code is absent
+    "serving": ("serving", "errors", "blas", "chat_template", "__init__"),  # it must load where training code is absent
     "config": ("config", "binding", "stages", "settings", "spec", "units", "errors", "paths", "__init__"),
     "jobs": ("jobs", "config", "binding", "words", "stages", "mistakes", "sweep.space", "errors", "paths", "__init__"),
     "sweep.space": ("sweep.space", "binding", "errors", "__init__"),

@@ -12,27 +12,13 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from forge import paths
+from forge.chat_template import MARK, SIMPLE, dated
 from forge.errors import DataError
 from forge.spec import Message
 
 Span = tuple[int, int]  # first character and the one behind the last
 
-MARK = "\U0010fffd"  # private use, in no font and so in no data
 RAISED = (TemplateError, TypeError, ValueError, LookupError)  # what a template can raise over a row
-
-# Marks turns with plain text and ends the assistant's with the tokenizer's own end token, so that a base model needs no new token.
-_SIMPLE = """\
-{{- bos_token -}}
-{%- if tools %}{{ '<|tools|>\\n' + tools | tojson + '\\n' }}{% endif -%}
-{%- for message in messages -%}
-    {{- '<|' + message.role + '|>\\n' + (message.content or '') -}}
-    {%- for call in message.tool_calls or [] -%}
-        {{- ('\\n' if message.content or not loop.first else '') + (call.function or call) | tojson -}}
-    {%- endfor -%}
-    {{- (eos_token if message.role == 'assistant' else '') + '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif -%}
-"""
 
 _CHATML = """\
 {%- for message in messages -%}
@@ -41,14 +27,9 @@ _CHATML = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
 """
 
-_NAMED = {"simple": _SIMPLE, "chatml": _CHATML}
+_NAMED = {"simple": SIMPLE, "chatml": _CHATML}
 _DEFAULT = "simple"
 _GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
-
-# Some templates write today's date. Data must be the same tomorrow, so they get the day that Llama 3's own template falls back to.
-_DATE = {"%Y": "2024", "%m": "07", "%d": "26", "%b": "Jul", "%B": "July", "%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00"}
-_REPLACED = "".join(f" | replace('{directive}', '{value}')" for directive, value in _DATE.items())
-_FIXED_DATE = f"{{% macro strftime_now(format) %}}{{{{ format{_REPLACED} }}}}{{% endmacro %}}\n"
 
 
 def named(template: str | None) -> str | None:
@@ -82,7 +63,7 @@ class Template:
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any], added: Mapping[str, bool], ends: Sequence[str]):
-        self._source = (_FIXED_DATE if "strftime_now" in source else "") + source
+        self._source = dated(source)
         self._variables, self._ends = dict(variables), ends
         self._blocks = bool(_GENERATION.search(source))
         self.added = any_of(token for token in added if token.strip())

@@ -78,7 +78,7 @@ def _shipped() -> Path:
     atexit.register(shutil.rmtree, holder, ignore_errors=True)
     package = holder / "forge"
     (package / "serving").mkdir(parents=True)
-    for name in ("__init__.py", "blas.py", "errors.py"):
+    for name in ("__init__.py", "blas.py", "chat_template.py", "errors.py"):
         shutil.copy(_ROOT / name, package / name)
     for source in sorted((_ROOT / "serving").glob("*.py")):
         if source.name not in _NOT_SHIPPED:

@@ -11,31 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from forge.chat_template import MARK, SIMPLE, dated
 from forge.errors import ServingError
 
 Message = Mapping[str, Any]  # role, content and what else the OpenAI API knows; the content is text
 Mode = Literal["auto", "instruct", "base"]
 
-_MARK = "\U0010fffd"  # private use, in no font and so in no template
 _TAIL = 16  # tokens at the end of a prompt among which a thought is opened
-
-# Training's data.template=simple, for a model that is said to be instructed but has no template.
-_SIMPLE = """\
-{{- bos_token -}}
-{%- if tools %}{{ '<|tools|>\\n' + tools | tojson + '\\n' }}{% endif -%}
-{%- for message in messages -%}
-    {{- '<|' + message.role + '|>\\n' + (message.content or '') -}}
-    {%- for call in message.tool_calls or [] -%}
-        {{- ('\\n' if message.content or not loop.first else '') + (call.function or call) | tojson -}}
-    {%- endfor -%}
-    {{- (eos_token if message.role == 'assistant' else '') + '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif -%}
-"""
-
-_DATE = {"%Y": "2024", "%m": "07", "%d": "26", "%b": "Jul", "%B": "July", "%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00"}
-_REPLACED = "".join(f" | replace('{directive}', '{value}')" for directive, value in _DATE.items())
-_FIXED_DATE = f"{{% macro strftime_now(format) %}}{{{{ format{_REPLACED} }}}}{{% endmacro %}}\n"
 
 
 @dataclass(frozen=True)
@@ -139,10 +121,10 @@ class _Template:
         self._tokenizer, self._chat = tokenizer, chat
         self._source: dict[str, str] = {}  # only where it isn't the tokenizer's own: some models' own is a function
         if not tokenizer.has_chat_template:
-            self._source = {"chat_template": _SIMPLE}
+            self._source = {"chat_template": SIMPLE}  # as training gives one that has none
         elif tokenizer.chat_template is not None:
             own = tokenizer.get_chat_template(tools=list(chat.tools) or None)
-            self._source = {"chat_template": _FIXED_DATE + own} if "strftime_now" in own else {}
+            self._source = {"chat_template": dated(own)} if dated(own) != own else {}
 
     def render(self, messages: Sequence[Message], **how: Any) -> Any:
         """The ids, or with tokenize=False the text."""
@@ -175,14 +157,14 @@ class _Template:
         """
         asked, answer = {"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}
         return all(
-            self._shows_mark([{"role": "system", "content": _MARK}, *turns]) for turns in ([asked], [asked, answer], [asked, answer] * 2)
+            self._shows_mark([{"role": "system", "content": MARK}, *turns]) for turns in ([asked], [asked, answer], [asked, answer] * 2)
         )
 
     def _shows_mark(self, messages: list[Message]) -> bool:
         from jinja2 import TemplateError
 
         try:
-            return _MARK in self._tokenizer.apply_chat_template(messages, tokenize=False, **self._source)
+            return MARK in self._tokenizer.apply_chat_template(messages, tokenize=False, **self._source)
         except (TemplateError, TypeError, ValueError, LookupError):  # as in training
             return False
 

@@ -56,7 +56,7 @@ def test_ships_the_serving_code_alone(saved: Path) -> None:
     shipped = {path.relative_to(saved / "code").as_posix() for path in (saved / "code").rglob("*.py")}
     serving = {f"forge/serving/{path.name}" for path in (ROOT / "forge" / "serving").glob("*.py")}
     not_shipped = {"forge/serving/package.py", "forge/serving/pyfunc.py"}
-    assert shipped == {"forge/__init__.py", "forge/blas.py", "forge/errors.py"} | serving - not_shipped
+    assert shipped == {"forge/__init__.py", "forge/blas.py", "forge/chat_template.py", "forge/errors.py"} | serving - not_shipped
     assert not [path for path in shipped if "/" in path.removeprefix("forge/").removeprefix("serving/")]
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from forge.data import render as training
 from forge.data.encode import Encoded, Encoder
 from forge.data.templates import Template, named
 from forge.errors import ServingError
@@ -63,15 +62,6 @@ def test_a_served_tool_call_is_rendered_as_training_renders_it(name: str) -> Non
     assert isinstance(trained, Encoded), trained
     served = encode(known, Chat(turns[:-1], (TOOL,)))
     assert trained.ids[: len(served)].tolist() == served
-
-
-def test_the_two_texts_that_are_written_twice_are_equal() -> None:
-    """forge.serving is shipped alone and so can't share them with forge.data."""
-    from forge.data import templates
-
-    assert named("simple") == serving._SIMPLE
-    assert serving._FIXED_DATE == templates._FIXED_DATE
-    assert serving._MARK == templates.MARK == training.MARK
 
 
 @pytest.mark.parametrize(("family", "source"), TEMPLATES, ids=NAMES)
