@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from forge.console import files
-from forge.errors import ServingError
+from forge.errors import ConfigError
 
 
-@pytest.mark.parametrize("name", ["a\0b", "a" * 300])
-def test_what_can_be_no_files_name_is_said_in_a_line(name: str) -> None:
-    with pytest.raises(ServingError, match="can't be looked at"):
+@pytest.mark.parametrize(
+    ("name", "why"), [("a\0b", "no control characters"), ("a" * 300, "name too long"), ("~nobody-at-all/a", "no such user")]
+)
+def test_what_can_be_no_files_name_is_said_in_a_line(name: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?i)file=.*{why}"):
         files.place(name)
 
 

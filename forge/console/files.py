@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from forge import paths
 from forge.console.safe import whole
 from forge.console.turns import History, Turn
 from forge.errors import ServingError
@@ -15,22 +16,13 @@ _ROLES = ("system", "user", "assistant")
 
 
 def place(name: str) -> Path:
-    """The file that a typed name means: quotes around it, and ~ before it, are a shell's."""
+    """The file that a typed name means: quotes around it, and ~ before it, are a shell's. Raises ServingError and ConfigError."""
     name = name.strip()
     if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
         name = name[1:-1]
     if not name:
         raise ServingError("which file? write its name behind the command")
-    try:
-        file = Path(name).expanduser()
-        file.stat()
-    except RuntimeError as error:
-        raise ServingError(f"{name}: there is no such user") from error
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # /load says so, and /save makes it
-    except (OSError, ValueError) as error:  # too long, a NUL in it, below a folder that is closed
-        raise ServingError(f"{name}: can't be looked at ({getattr(error, 'strerror', None) or error})") from error
-    return file
+    return paths.given("file", name)
 
 
 def save(file: Path, history: History) -> int:
