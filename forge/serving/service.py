@@ -117,6 +117,8 @@ class Service:
                 if work.prefill.finished:
                     self._reading = None
                     self._join(work)
+                    if work.reply.reason:
+                        return  # its prompt was encoded and named all the same, and the next ones may be as long
             except Exception as error:  # handed to who waits for it
                 self._reading = None
                 work.request.fail(error)

@@ -4,6 +4,7 @@ What a text should be comes from the model without a cache: the whole text so fa
 """
 
 import importlib
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -386,6 +387,16 @@ def test_prompts_that_are_taken_back_when_the_first_fails_are_not_encoded(mistra
     serve(loaded(mistral, tokenizer=Noting(), context=64), requests)
     assert encoded.count("3 " * 70) == 1
     assert [type(each.future.exception()) for each in requests] == [PromptTooLong] + [Cancelled] * 4
+
+
+def test_answers_without_a_token_keep_nobody_waiting(mistral) -> None:
+    """One of them a step of the others."""
+    order = Told()
+    talking = ask(PROMPTS[0], lambda event: order("token" if isinstance(event, Piece) else "end"), max_tokens=12)
+    echoes = [ask(PROMPTS[2], order, echo=True, logprobs=None, max_tokens=0) for _ in range(5)]
+    serve(loaded(mistral), [talking, *echoes])
+    places = [n for n, event in enumerate(order) if isinstance(event, Completion)]
+    assert len(places) == 5 and all("token" in order[one:next] for one, next in pairwise(places[1:]))
 
 
 def test_a_device_that_fails_at_the_end_leaves_nobody_waiting(mistral, monkeypatch) -> None:
