@@ -20,9 +20,10 @@ _AFTER_S = 5  # for answers that were cut short to leave
 _BACKLOG = 512
 _TOLD_S = 5  # for who reads a body to say that it is late, before its connection goes
 _UNREAD_S = 60  # that a client may leave what was sent to it untouched
+_AT_ONCE = 4096  # bytes that are taken from a connection before the next one's turn: parsed, they may be hundreds of chunks
 
 
-class _Protocol(H11Protocol):
+class _Protocol(H11Protocol, asyncio.BufferedProtocol):
     """Drops a client whose request doesn't come to its end, or that doesn't read: uvicorn and asyncio keep such a connection for ever.
 
     A request's head has `read_s` seconds from its first byte, or from the beginning of the connection; its body has as many, and _TOLD_S.
@@ -37,11 +38,20 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # so that pause_writing comes with the first byte that waits here
+        self._buffer = bytearray(_AT_ONCE)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._unwatch()
+        if self._unread:
+            self._unread.cancel()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._buffer[:nbytes]))
 
     def handle_events(self) -> None:
         super().handle_events()

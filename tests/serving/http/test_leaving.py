@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from forge.serving.contract import Piece, Sampling
 from forge.serving.http import app, generate, server
@@ -231,6 +232,24 @@ def test_health_answers_while_a_large_answer_is_put_together(serve, monkeypatch)
     left.set()
     client.join()
     assert found == [200]
+
+
+def test_no_connection_keeps_the_others_waiting_for_more_than_a_few_kilobytes_of_it(serve, monkeypatch) -> None:
+    """Chunks of a byte cost a thousand times what they weigh: asyncio would hand over 256 KiB of them at once."""
+    taken = []
+
+    def noted(self: Any, data: bytes) -> None:
+        taken.append(len(data))
+        H11Protocol.data_received(self, data)
+
+    monkeypatch.setattr(server._Protocol, "data_received", noted)
+    served = serve()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = json.dumps({"prompt": "hi" * 5000, "max_tokens": 2}).encode()
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as client:
+        client.sendall(head + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    assert sum(taken) > 6 * len(body) and max(taken) <= 4096
 
 
 def test_a_bug_is_500_without_its_trace(serve, caplog) -> None:
