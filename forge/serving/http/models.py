@@ -1,12 +1,14 @@
 """The models that are loaded, by name: found, loaded, unloaded, and kept from being asked for more than they can take."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from forge.serving.contract import Sampling, Stats
 from forge.serving.http.call import Call, Engine
@@ -14,6 +16,7 @@ from forge.serving.http.faults import Refusal, busy
 from forge.serving.http.limits import Limits
 from forge.serving.http.sources import REGISTERED
 
+T = TypeVar("T")
 Fetch = Callable[[str], tuple[Path, str]]  # a registered model's uri -> its folder, and the uri of its version
 Open = Callable[[Path, Path | None], Engine]  # a folder and an adapter's -> what generates
 
@@ -138,7 +141,7 @@ class Models:
         return await asyncio.shield(task)
 
     async def _load(self, source: Source) -> Model:
-        model = await asyncio.to_thread(self.opened, source)
+        model = await _apart(lambda: self.opened(source))
         self.add(model)
         return model
 
@@ -154,3 +157,19 @@ class Models:
         self._stopping = True
         for call in list(self._calls):  # called beside the event loop, where calls end meanwhile
             call.cancel()
+
+
+async def _apart(work: Callable[[], T]) -> T:
+    """What `work` returns, from a thread of its own: it may take minutes, for which everyone would lack one of asyncio's few threads, and
+    the end of the process would wait."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except BaseException as error:  # handed to who waits
+                future.set_exception(error)
+
+    threading.Thread(target=run, name="forge-load", daemon=True).start()
+    return await asyncio.wrap_future(future)

@@ -1,6 +1,7 @@
 """Several models: found, listed, loaded from where the operator allows and nowhere else, unloaded. What the server says of itself."""
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from forge.serving.http.limits import Limits
 from forge.serving.http.metrics import _percentile
 from forge.serving.service import Service
-from tests.serving.http.conftest import until
+from tests.serving.http.conftest import Toy, running, until
 
 
 @pytest.fixture
@@ -136,6 +137,26 @@ def test_a_model_that_a_bug_has_ended_is_told_and_can_be_loaded_again(serve_real
     assert load(served, source=name)[0] == 200
     assert served.complete()[0] == 200
     assert served.ask("GET", "/health")[::2] == (200, {"status": "ok", "models": 1, "loading": 0})
+
+
+def test_loads_that_take_long_keep_no_request_waiting(roots) -> None:
+    """As many as asyncio has threads for what is slow, 32 at most, and no more than these are what checks a body."""
+    left = threading.Event()
+
+    def opener(folder: Path, adapter: Path | None) -> Toy:
+        assert folder.name == "small" or left.wait(60)
+        return Toy()
+
+    with running(opener, {"small": "/models/small"}, limits=Limits(models=40), allowed=(str(roots),)) as served:
+        clients = [threading.Thread(target=load, args=(served,), kwargs={"source": "law", "name": f"law{n}"}) for n in range(33)]
+        for client in clients:
+            client.start()
+        until(lambda: served.ask("GET", "/health")[2]["loading"] == 33, 20)
+        assert served.complete()[0] == 200
+        left.set()
+        for client in clients:
+            client.join()
+        assert served.ask("GET", "/health")[2] == {"status": "ok", "models": 34, "loading": 0}
 
 
 def test_a_model_that_can_not_be_loaded_is_told_in_a_sentence(serve_real, chat_folder, tmp_path) -> None:
