@@ -77,10 +77,7 @@ def _place(name: str, uri: str | None) -> tuple[Path, str]:
     from forge.tracking import reader, registry
 
     reader.opened(uri)  # one that is there: none is made
-    try:
-        folder, version = registry.fetch(uri, name)
-    except ModelError as error:
-        raise ModelError(str(error).removeprefix("model.uri=")) from error
+    folder, version = registry.fetch(uri, name)
     return folder, version.removeprefix(_REGISTERED)
 
 
