@@ -117,7 +117,7 @@ class Models:
             raise Refusal(400, f"{wanted} completions are asked for at once, and {model.name} takes {most} at most: send several requests")
         held = sum(call.unfinished for call, called in self._calls.items() if called is model)
         if held + wanted > most:
-            raise busy(f"{model.name} has {held} completions to make, and takes {most} at most", typical_s * max(1, held / slots))
+            raise busy(f"{model.name} takes {most} completions at most, and has {held} already", typical_s * max(1, held / slots))
 
     def opened(self, source: Source) -> Model:
         """A model, loaded in this thread. Raises ForgeError."""
