@@ -77,6 +77,8 @@ def run_chain(asked: Jobs) -> int:
                 stopped.way_on = "the same command again goes on with the chain"
                 raise
     print("\n" + next_steps(last, parent.id, done.version is not None))
+    if "final/f1" in done.child.run.metrics:
+        print(f"How sure:    python -m forge.compare {done.child.run.id[:8]}@base {done.child.run.id[:8]}")
     return 0
 
 
@@ -153,6 +155,7 @@ class _Life:
         self._parent.tags({"mlflow.loggedArtifacts": json.dumps([{"path": _TABLE, "type": "table"}])})  # shown as a table
         last = self._done[-1].child.run
         if len(rows) == len(self._chain.stages):
+            print("\n" + "\n".join(map(_sentence, rows)))
             kept = ("best/", "base/", "final/", "test/")
             self._parent.summary({key: value for key, value in last.metrics.items() if key.startswith(kept)})
             self._parent.tags({"best/run_id": last.id})
@@ -212,11 +215,13 @@ def _row(client: Any, done: _Done) -> dict[str, Any]:
     first = dict(reader.history(client, run.id, ["val/loss"])).get(0, {})
     return {
         "stage": done.child.proposal.name,
-        "from": run.tags.get("forge.base"),
+        "from": " ".join(dict.fromkeys(run.tags.get("forge.base", "").split())),  # a version is its own revision
         "data": run.tags.get("forge.data_digest", "")[:12],
         "first_val_loss": first.get("val/loss"),
         "best_val_loss": run.metrics.get("best/val_loss"),
         "best_step": run.metrics.get("best/step"),
+        "base_f1": run.metrics.get("base/f1"),
+        "f1": run.metrics.get("final/f1"),
         "version": done.version,
         "gate": done.gate,
         "run_id": run.id,
@@ -225,13 +230,32 @@ def _row(client: Any, done: _Done) -> dict[str, Any]:
 
 def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The parent's description."""
-    heads = ("stage", "from", "data", "validation loss, first", "best (nats a token)", "version")
+    heads = ("stage", "from", "validation loss (nats a token)", "F1 of answers", "version")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
-        losses = ("–" if row[key] is None else f"{row[key]:.4f}" for key in ("first_val_loss", "best_val_loss"))
-        cells = (row["stage"], row["from"], row["data"], *losses, row["version"] or "–")
+        cells = (row["stage"], row["from"], _change(*_losses(row)), _change(*_f1(row)), row["version"] or "–")
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    """What a stage came to, for the terminal."""
+    answers = f", F1 of answers {_change(*_f1(row))}" if row["f1"] is not None else ""
+    return f"{row['stage']}: validation loss {_change(*_losses(row))} nats a token{answers}"
+
+
+def _losses(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    return row["first_val_loss"], row["best_val_loss"]
+
+
+def _f1(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    return row["base_f1"], row["f1"]
+
+
+def _change(before: float | None, after: float | None) -> str:
+    if after is None:
+        return "–"
+    return f"{after:.4f}" if before is None else f"{before:.4f} → {after:.4f}"
 
 
 def _say(title: str, line: str) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from forge import jobs, paths
 from forge.config import check
 from forge.entry import entry
-from forge.errors import ConfigError
+from forge.errors import ConfigError, Stopped
 from forge.imports import lasting
 
 
@@ -63,7 +63,12 @@ def _single(composed: DictConfig) -> None:
         from forge.tracking.next_steps import next_steps
 
     config = check(composed)
-    outcome = train(config, jobs.task_overrides())
+    try:
+        outcome = train(config, jobs.task_overrides())
+    except Stopped as stopped:
+        if config.tracking.parent_run:  # what goes on is the sweep or the chain
+            stopped.way_on = "the same command again goes on from it"
+        raise
     assert outcome, "only processes that follow have none"
     if config.tracking.parent_run is None:  # a sweep says itself what there is to look at
         print("\n" + next_steps(config, outcome.run_id, outcome.released is not None))

@@ -92,7 +92,15 @@ def test_a_chain_is_one_parent_with_a_run_a_stage_each_from_the_version_before(p
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [(row["stage"], row["version"]) for row in rows] == [("cpt", "models:/forge-whole-cpt/1"), ("ift", "models:/forge-whole-ift/1")]
     assert rows[0]["data"] != rows[1]["data"] and rows[1]["best_val_loss"] < rows[1]["first_val_loss"]
-    assert "models:/forge-whole-ift/1" in parent.data.tags["mlflow.note.content"]
+    assert [row["from"] for row in rows][1] == "registry models:/forge-whole-cpt/1"
+    assert rows[0]["f1"] is None and rows[1]["f1"] == ift.data.metrics["final/f1"]
+    losses, scores = (f"{rows[1][a]:.4f} → {rows[1][b]:.4f}" for a, b in (("first_val_loss", "best_val_loss"), ("base_f1", "f1")))
+    assert (
+        f"| registry models:/forge-whole-cpt/1 | {losses} | {scores} | models:/forge-whole-ift/1 |"
+        in parent.data.tags["mlflow.note.content"]
+    )
+    assert f"ift: validation loss {losses} nats a token, F1 of answers {scores}\n" in told[0].output
+    assert f"python -m forge.compare {ift.info.run_id[:8]}@base {ift.info.run_id[:8]}" in told[0].output
     assert "python -m forge.chat model=models:/forge-whole-ift/1" in told[0].output
 
 
@@ -174,6 +182,7 @@ def test_a_stage_that_dies_ends_the_chain_with_its_cause(told: list[Life]) -> No
 def test_ctrl_c_lets_the_stage_save_and_ends_both_as_killed(told: list[Life]) -> None:
     assert told[1].code == 130 and statuses(told[1]) == ["KILLED", "FINISHED", "KILLED"], told[1].output
     assert "the same command again goes on with the chain" in told[1].output
+    assert "resume=auto" not in told[1].output
 
 
 @looks_at(broken)
