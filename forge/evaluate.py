@@ -13,6 +13,7 @@ run's configuration calls functions of other packages. Of a run with other data 
 counted, in a warning and in the tag forge.not_held_out. Costs loading each model, a pass over that text, and the answers.
 """
 
+import shlex
 import sys
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _ONE = "evaluate looks at one configuration"
 KIND = {"forge.kind": "evaluation"}
+_SOURCE = "mlflow.source.name"  # the command, as MLflow shows it
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +52,7 @@ def _evaluate(argv: list[str]) -> int:
     if run is not None:
         if named := [word for word in (*rest, *([f"base={base}"] if base else [])) if word.startswith(("model", "base="))]:
             raise ConfigError(f"{named[0]}: run=RUN has its own model and base; leave it out")
-        return _of_a_run(run, rest)
+        return _of_a_run(run, rest, argv)
     if not any(word.startswith(("model=", "model/")) for word in rest):
         raise ConfigError("which model? Write model=models:/NAME@ALIAS, model=FOLDER, or run=RUN")
     if adapter := [word for word in rest if word.startswith("adapter")]:
@@ -63,7 +65,7 @@ def _evaluate(argv: list[str]) -> int:
         other = jobs.single([*(word for word in rest if not word.startswith(("model=", "model."))), f"model={base}"], _ONE)
         assert other, "the model's own command line was no question to Hydra"
         configs["base"] = other
-    _of_models({**configs, "final": config}, rest)
+    _of_models({**configs, "final": config}, argv)
     return 0
 
 
@@ -78,7 +80,7 @@ def _taken(key: str, argv: list[str]) -> tuple[str | None, list[str]]:
 # ---- what is measured ---------------------------------------------------------------------------------------------------
 
 
-def _of_models(configs: "dict[Which, Config]", words: list[str]) -> None:
+def _of_models(configs: "dict[Which, Config]", typed: list[str]) -> None:
     """Each as it is, one after the other."""
     paths.require_writable()
     config = configs["final"]
@@ -95,10 +97,10 @@ def _of_models(configs: "dict[Which, Config]", words: list[str]) -> None:
         parts = assemble(replace(config, adapter=_as_it_is), partial(registry.fetch, config.tracking.uri))
         return measure(parts, config.evaluation)
 
-    _recorded(config, words, lambda: {which: measured(which, each) for which, each in configs.items()}, {})
+    _recorded(config, typed, lambda: {which: measured(which, each) for which, each in configs.items()}, {})
 
 
-def _of_a_run(wanted: str, overrides: list[str]) -> int:
+def _of_a_run(wanted: str, overrides: list[str], typed: list[str]) -> int:
     """Of a recorded run the best checkpoint, and the model that it started from."""
     with lasting():
         from forge import pins
@@ -141,7 +143,7 @@ def _of_a_run(wanted: str, overrides: list[str]) -> int:
         checkpoint.load_weights(parts.loaded.model, best.path)
         return {"base": before, "final": measure(parts, config.evaluation)}
 
-    _recorded(config, overrides, both, tags)
+    _recorded(config, typed, both, tags)
     return 0
 
 
@@ -175,7 +177,7 @@ def _as_it_is(model: Any) -> None:
 # ---- telling ------------------------------------------------------------------------------------------------------------
 
 
-def _recorded(config: Config, words: list[str], measured: Any, tags: dict[str, str]) -> None:
+def _recorded(config: Config, typed: list[str], measured: Any, tags: dict[str, str]) -> None:
     """measured() -> {which: Measured}, in a run of its own."""
     from forge.evaluation import samples
     from forge.evaluation.measure import record
@@ -185,10 +187,11 @@ def _recorded(config: Config, words: list[str], measured: Any, tags: dict[str, s
     from forge.tracking.run import run as open_run
     from forge.training.evaluate import forgetting
 
-    with Interrupts(), open_run(config.tracking, f"evaluation {config.identity}", tags=KIND | tags | device.describe()) as run:
+    tags = KIND | tags | device.describe() | {_SOURCE: shlex.join(["python", "-m", "forge.evaluate", *typed])}
+    with Interrupts(), open_run(config.tracking, f"evaluation {config.identity}", tags=tags) as run:
         print(f"run {run.name} ({run.id})", flush=True)
         run.text(config.yaml(), "config/config.yaml")
-        run.text("\n".join(words), "config/overrides.txt")
+        run.text("\n".join(typed), "config/overrides.txt")
         models = _unless_stopped(measured)
         final = models["final"]
         run.data(final.data.ledger, {name: each.source for name, each in config.data.sources.items()})

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -74,12 +75,14 @@ def test_two_models_are_measured_side_by_side(
         fuse.save(fuse.fuse(loaded), tmp_path / f"m{seed}")
         folders.append(str(tmp_path / f"m{seed}"))
     common = [*_DATA, f"data.path={talk(tmp_path)}", *_ASKED, "evaluation.retention=true", "tracking.experiment=measured"]
-    assert main([f"model={folders[1]}", f"base={folders[0]}", *common, "tracking.run_name=both", "tracking.system_metrics=null"]) == 0
+    both_words = [f"model={folders[1]}", f"base={folders[0]}", *common, "tracking.run_name=both", "tracking.system_metrics=null"]
+    assert main(both_words) == 0
     out = capfd.readouterr().out
     assert main([f"model={folders[0]}", *common, "tracking.run_name=alone", "tracking.system_metrics=null"]) == 0
     client = reader.opened(None)
     both, alone = (reader.find(client, name) for name in ("both", "alone"))
     assert both.status == "FINISHED" and both.tags["forge.kind"] == "evaluation"
+    assert shlex.split(both.tags["mlflow.source.name"]) == ["python", "-m", "forge.evaluate", *both_words]
     assert both.tags["forge.base_model"].endswith(reader.find(client, "alone").tags["forge.final_model"].split("/")[-1])
     for name in ("loss", "bits_per_byte/files", "f1", "exact_match/files", "retention", "retention/json"):
         assert both.metrics[f"base/{name}"] == alone.metrics[f"final/{name}"], name

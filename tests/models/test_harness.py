@@ -103,12 +103,16 @@ def test_a_request_is_cut_from_the_left(context: list[int], continuation: list[i
     assert harness._within(context, continuation, longest) == expected
 
 
-def test_the_harness_scores_local_tasks(loaded: Loaded, tasks: Path) -> None:
-    """Accuracy and byte perplexity by hand; and it leaves every random state as it was."""
+def test_the_harness_scores_local_tasks(
+    loaded: Loaded, tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Accuracy and byte perplexity by hand; it leaves every random state as it was, and git does not complain outside a repository."""
+    monkeypatch.chdir(tmp_path)
     spec = HarnessSpec(tasks=["toy_choice", "toy_text", "toy_words"], include_path=str(tasks))
     before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     found = harness.harness(loaded, spec)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]
+    assert "fatal" not in capfd.readouterr().err
     encode = loaded.tokenizer.encode
 
     def choice(row: dict[str, Any]) -> int:
