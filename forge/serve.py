@@ -32,7 +32,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from forge import keys, paths
 from forge.entry import entry
-from forge.errors import ConfigError, ServingError, Stopped
+from forge.errors import ConfigError, ModelError, ServingError, Stopped
 from forge.serving.prompt import Mode
 from forge.signals import Interrupts
 
@@ -183,9 +183,13 @@ def _opener(settings: Settings) -> Any:
 
 def _fetcher(uri: str | None) -> Any:
     def fetched(source: str) -> tuple[Path, str]:
-        from forge.tracking import registry
+        from forge.tracking import reader, registry
 
-        return registry.fetch(uri, source)
+        reader.opened(uri)  # one that is there: none is made
+        try:
+            return registry.fetch(uri, source)
+        except ModelError as error:
+            raise ModelError(str(error).removeprefix("model.uri=")) from error
 
     return fetched
 

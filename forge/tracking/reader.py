@@ -44,9 +44,7 @@ def opened(configured: str | None) -> MlflowClient:
     """A client of a store that is there. Raises TrackingError; makes nothing."""
     where = store.uri(configured)
     if where.startswith("sqlite:") and not Path(where.removeprefix("sqlite:///")).is_file():
-        raise TrackingError(
-            f"there is no tracking store at {where}; name one with --uri, or set MLFLOW_TRACKING_URI or FORGE_HOME to where runs are"
-        )
+        raise TrackingError(f"there is no tracking store at {where}; set MLFLOW_TRACKING_URI or FORGE_HOME to where runs are")
     return store.connect(configured)
 
 
@@ -75,7 +73,7 @@ def find(client: MlflowClient, wanted: str) -> Seen:
 
 
 def children(client: MlflowClient, parent: Seen) -> list[Seen]:
-    """A sweep's runs, the first started first."""
+    """A sweep's runs or a chain's, the first started first."""
     return _search(client, [parent.experiment_id], f"tags.`{PARENT}` = '{parent.id}'")[::-1]
 
 

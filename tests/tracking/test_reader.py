@@ -8,6 +8,7 @@ from requests import ConnectionError as Unreachable
 
 from forge.errors import TrackingError
 from forge.tracking import reader, store, tries
+from forge.tracking.recorded import recorded
 from forge.tracking.run import run
 
 
@@ -27,3 +28,13 @@ def test_a_file_that_is_not_there_is_none_and_a_store_that_is_away_is_an_error(m
         monkeypatch.setattr(MlflowClient, call, away)
         with pytest.raises(TrackingError, match=r"rows\.json can't be read from the tracking store \(ConnectionError: down"):
             reader.text(client, opened.id, "evaluation/rows.json")
+
+
+def test_a_run_that_only_holds_others_names_them(make_spec: Any) -> None:
+    with run(make_spec(run_name="both"), "i") as parent, run(make_spec(run_name="first", parent_run=parent.id), "j") as child:
+        pass
+    client = store.connect(None)
+    with pytest.raises(TrackingError, match=rf"^run both \({parent.id[:8]}\) trained .* one of its 1 runs: first \({child.id[:8]}\)$"):
+        recorded(client, reader.get(client, parent.id))
+    with pytest.raises(TrackingError, match=r"^run first .* holds no config/config\.yaml"):
+        recorded(client, reader.get(client, child.id))

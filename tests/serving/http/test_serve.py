@@ -55,6 +55,13 @@ def test_wrong_words_are_refused_in_a_line(no_token, chat_folder, capsys, words,
     assert time.monotonic() - began < 5
 
 
+def test_a_registered_model_is_looked_for_in_a_store_that_is_there(no_token, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("FORGE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert serve.main(["model=models:/law@champion", "port=0"]) == 7
+    assert "error: there is no tracking store at " in capsys.readouterr().err and not (tmp_path / "home").exists()
+
+
 def test_a_token_is_never_shown_and_never_taken_for_a_number(capsys) -> None:
     assert serve.main(["model=/nowhere", "token=0123456789", "prot=1"]) == 2
     told = capsys.readouterr()
