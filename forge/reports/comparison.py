@@ -234,7 +234,8 @@ def _runs_table(groups: Groups) -> Table:
             numbers = [_number(value) for value in known]
             tokens = run.metrics.get("train/tokens")
             name = run.name if run.name == label else f"{label}: {run.name}"
-            at = [_NONE if step is None else f"{step:,}", *numbers[1:], _NONE if tokens is None else compact(tokens), duration(run.seconds)]
+            at = [_NONE if step is None else f"{step:,}", *numbers[1:], _NONE if tokens is None else compact(tokens)]
+            at.append(duration(run.seconds) if run.seconds else _NONE)  # a base took none
             rows.append([name, run.id[:8], run.status.lower(), numbers[0], *at])
     return Table("Runs", header, rows)
 

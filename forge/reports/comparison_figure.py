@@ -76,6 +76,9 @@ def _curves(ax: Axes, groups: Groups, palette: Palette) -> None:
             seen += [*y[x >= last / 3], *y[-1:]]
         x, y = (eval_steps, valid) if len(valid) else (steps, smooth)
         ends.setdefault(label, []).append((float(x[-1]), float(y[-1])))
+    low, high = min(seen), max(seen)
+    # Where it flattens little, as in tuning, the whole of validation is shown: its start is the base.
+    seen += [most for *_, valid in drawn if (most := max([*valid, high])) - low <= 2 * (high - low)]
     ax.set_ylim(*curves.limits(seen))
     frame(ax, "Loss", [("nats per token; strong: validation, faint: training, smoothed", palette.grey)], last, 8, palette=palette)
     means = {

@@ -232,6 +232,17 @@ def test_the_picture_stays_within_its_page(kind: str, palette: Any) -> None:
     assert "#{:02x}{:02x}{:02x}".format(*pixels[0, 0]) == palette.paper
 
 
+@pytest.mark.parametrize(("first", "whole"), [(4.2, True), (8.0, False)])
+def test_the_axis_shows_where_validation_started_unless_that_would_flatten_the_rest(first: float, whole: bool) -> None:
+    """From step 34 of 100 the losses go from 4.0 down to 2.6; a tuned model starts a little above that, one from nothing far."""
+    train = [(step, {"train/loss": 4.0 - 1.4 * max(step - 34, 0) / 66}) for step in range(1, 101)]
+    valid = [(0, {"val/loss": first}), (50, {"val/loss": 3.9}), (100, {"val/loss": 3.7})]
+    run = make("tuned", history=[*valid[:1], *train, *valid[1:]])
+    figure = comparison_figure.draw({"tuned": [run]}, [], palette=LIGHT)
+    (top,) = {axes.get_ylim()[1] for axes in figure.axes if any("validation" in text.get_text() for text in axes.texts)}
+    assert (top > first) == whole and top > 3.9
+
+
 def test_the_page_needs_nothing_else_and_trusts_no_name() -> None:
     name = "<script>alert(1)</script>"
     groups = {"A": [make("A")], name: [make(name, 1.75)]}
