@@ -145,7 +145,7 @@ def _account(rows: table.Rows, judged: list[tuple[Made, Verdict]]) -> None:
                 print(f"{made.recipe or 'fused'}: refused, {check.words}")
     for check in judged[0][1].checks:
         if check.passed is None:
-            print(f"not judged: {check.words}")
+            print(f"{check.name}: not judged, {check.words}")
 
 
 def _attach(config: Config, run_id: str, rows: table.Rows, versions: list[tuple[Version, Verdict]], scratch: Path) -> None:

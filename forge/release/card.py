@@ -103,9 +103,10 @@ def _datasets(config: Config) -> list[str]:
 
 def _summary(subject: Subject) -> str:
     lineage, kind = subject.parts.loaded.lineage, subject.parts.loaded.config["model_type"]
-    base = "made from nothing" if subject.origin.base is None else f"adapted from `{subject.origin.base}` ({lineage.revision})"
+    revision = "" if lineage.revision == subject.origin.base else f" ({lineage.revision})"  # a registered version is its own
+    base = "made from nothing" if subject.origin.base is None else f"adapted from `{subject.origin.base}`{revision}"
     packed = f", quantised by the recipe `{subject.recipe}` to {subject.measured.bits:.2f} bits a weight" if subject.recipe else ""
-    said = f" (says its {subject.origin.said_by})" if subject.origin.said_by else ""
+    said = f" (says its {subject.origin.said_by})" if subject.origin.said_by and subject.origin.license != UNKNOWN else ""
     licence = "" if subject.origin.base is None else f" Licence of the base: {subject.origin.license}{said}."
     return f"A language model of the {kind} architecture, {base}{packed}.{licence}"
 
@@ -187,7 +188,7 @@ def _limits(subject: Subject) -> str:
         lines.append("The base's files name no licence: find out what it may be used for before you pass this model on.")
     if subject.recipe:
         lines.append("Quantisation loses accuracy: the table above says how much on held-out text.")
-    lines += [f"Not judged: {check.words}." for check in subject.verdict.checks if check.passed is None]
+    lines += [f"Not judged: {check.name}, since {check.words}." for check in subject.verdict.checks if check.passed is None]
     return "\n".join(f"- {line}" for line in lines)
 
 

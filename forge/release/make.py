@@ -63,7 +63,8 @@ class Workshop:
     def quantised(self, fused: Made, text: str, name: str) -> Made:
         """The fused model, quantised by the recipe `text`. Raises ReleaseError where it can't be."""
         recipe, base = recipes.parse(text), self.parts.loaded
-        print(f"quantising to {text}", flush=True)
+        looks = "" if recipe.method in recipes.BY_ROUNDING else f", by {self.spec.calibration_tokens:,} tokens of training text"
+        print(f"quantising to {text}{looks}", flush=True)
         if not self._logits("fused").exists():
             keep(self._read(fused.folder).model, self.parts.data, self.spec.compared_tokens, self._logits("fused"))
         made = recipes.quantise(

@@ -203,6 +203,7 @@ _METHODS: dict[str, Callable[[Recipe, Loaded, nn.Module, Documents], tuple[nn.Mo
     "dwq": _dwq,
     "gptq": _gptq,
 }
+BY_ROUNDING = ("plain", "mixed")  # these look at no text
 _WHOLE_GROUPS = ("dynamic", "awq", "gptq")  # these take each layer, or fail
 
 

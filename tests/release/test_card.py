@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -11,6 +12,8 @@ from huggingface_hub import ModelCard
 from forge.models import Loaded
 from forge.models.adapters import full
 from forge.release import origin
+from forge.release.card import _summary
+from forge.release.origin import Origin
 from forge.spec import Lineage
 from forge.tracking import registry
 from forge.training.evaluate import evaluate
@@ -127,6 +130,17 @@ def test_the_card_lies_with_the_model_and_the_hub_reads_it(card_of: Callable[...
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
 
 
+def test_a_registered_base_is_named_once_and_no_file_is_quoted_for_a_licence_that_is_not_known() -> None:
+    def summary(base: Origin, revision: str) -> str:
+        loaded = Loaded(None, None, {"model_type": "qwen3"}, Lineage("registry", "models:/a/3", revision))  # type: ignore[arg-type]
+        return _summary(SimpleNamespace(parts=SimpleNamespace(loaded=loaded), origin=base, recipe=None))  # type: ignore[arg-type]
+
+    begins = "A language model of the qwen3 architecture, adapted from `models:/a/3`"
+    assert summary(Origin("models:/a/3", "unknown", "README.md"), "models:/a/3") == f"{begins}. Licence of the base: unknown."
+    packed = summary(Origin("models:/a/3", "mit", "README.md"), "models:/a/3 in 4 bits")
+    assert packed == f"{begins} (models:/a/3 in 4 bits). Licence of the base: mit (says its README.md)."
+
+
 def test_a_quantised_models_card_says_so(card_of: Callable[..., tuple[Path, float]]) -> None:
     folder, _ = card_of(quantise=["8bit-g32"])
     card = ModelCard.load(folder / "README.md")
@@ -139,4 +153,4 @@ def test_a_model_from_nothing_has_no_base(publish: Publish, trained: Trained) ->
     card = ModelCard.load(registry.fetch(None, released.version.uri)[0] / "README.md")
     assert "base_model" not in card.data.to_dict() and card.data.to_dict()["license"] == "unknown"
     assert "made from nothing" in card.text and "dashboard.png" not in card.text
-    assert "Not judged: the base's loss on these validation tokens is not known." in card.text
+    assert "Not judged: no regression, since the base's loss on these validation tokens is not known." in card.text
