@@ -66,8 +66,9 @@ def sizes() -> Iterator[Finding]:
 
 def _room(names: list[str], place: Path) -> Finding:
     usage = shutil.disk_usage(_there(place))
-    said = f"{_words(usage.free)} of {_words(usage.total)} free at {place}"
-    about = f"disk of {', '.join(names)}"
+    also = f", with the {' and the '.join(names[1:])}" if names[1:] else ""
+    said = f"{_words(usage.free)} of {_words(usage.total)} free at {place}{also}"
+    about = f"disk of {names[0]}"
     way_out = f"make room there: {paths.cache()} can go whole, and checkpoints of runs that nobody goes on with"
     if "root" not in names:
         way_out = "make room there, or set " + ("HF_HOME" if "hub cache" in names else "TMPDIR") + " to another disk"

@@ -27,7 +27,9 @@ def test_little_room_is_noted_and_none_a_problem(monkeypatch: pytest.MonkeyPatch
 def test_places_on_one_disk_are_told_once_and_no_folder_is_made(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert [one.name for one in disk.room()] == ["disk of root, hub cache, temporary files", "root writable"]
+    told = list(disk.room())
+    assert [one.name for one in told] == ["disk of root", "root writable"]
+    assert told[0].said.endswith(", with the hub cache and the temporary files")
     assert list(tmp_path.iterdir()) == []
 
 
