@@ -186,10 +186,7 @@ def _fetcher(uri: str | None) -> Any:
         from forge.tracking import reader, registry
 
         reader.opened(uri)  # one that is there: none is made
-        try:
-            return registry.fetch(uri, source)
-        except ModelError as error:
-            raise ModelError(str(error).removeprefix("model.uri=")) from error
+        return registry.fetch(uri, source)
 
     return fetched
 

@@ -46,10 +46,10 @@ def fetch(configured: str | None, uri: str) -> tuple[Path, str]:
         place = None if store.local_folder(client.tracking_uri) else _cached(version)
         downloaded = Path(mlflow.artifacts.download_artifacts(artifact_uri=version, dst_path=place))
     except (MlflowException, OSError) as error:
-        raise ModelError(f"model.uri={uri}: {str(error).splitlines()[0]}; `mlflow ui` lists the models that there are") from error
+        raise ModelError(f"{uri}: {str(error).splitlines()[0].rstrip('.')}; `mlflow ui` lists the models that there are") from error
     found = sorted(downloaded.rglob("config.json"))
     if not found:
-        raise ModelError(f"model.uri={uri}: it holds no language model folder (config.json); was it registered by forge?")
+        raise ModelError(f"{uri}: it holds no language model folder (config.json); was it registered by forge?")
     return found[0].parent, version
 
 
@@ -63,7 +63,7 @@ def _resolve(client: MlflowClient, uri: str) -> str:
     """The uri with a version in place of an alias, which may point elsewhere tomorrow."""
     match = VERSION.fullmatch(uri)
     if not match:
-        raise ModelError(f"model.uri={uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise ModelError(f"{uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
     name, version, alias_name = match.groups()
     return f"models:/{name}/{version or client.get_model_version_by_alias(name, alias_name).version}"
 
