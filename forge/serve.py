@@ -32,7 +32,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from forge import keys, paths
 from forge.entry import entry
-from forge.errors import ConfigError, ModelError, ServingError, Stopped
+from forge.errors import ConfigError, ServingError, Stopped
 from forge.serving.prompt import Mode
 from forge.signals import Interrupts
 

@@ -15,24 +15,10 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("forge/**
 
 ENTRIES = ("train", "evaluate", "release.__main__", "serve", "chat", "watch", "compare", "plan", "data_report", "reproduce", "doctor")
 LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer and from those before it
-    (
-        "__init__",
-        "settings",
-        "spec",
-        "units",
-        "errors",
-        "paths",
-        "audit",
-        "blas",
-        "signals",
-        "progress",
-        "entry",
-        "imports",
-        "chat_template",
-    ),
-    ("arrays", "training.schedules", "training.formulation", "training.streams", "training.history", "training.choice", "training.host"),
+    ("__init__", "settings", "spec", "units", "errors", "paths", "audit", "blas", "signals", "progress", "entry", "imports"),
+    ("arrays", "chat_template", "training.schedules", "training.formulation", "training.streams", "training.history", "training.choice"),
     ("evaluation.text", "evaluation.corpus", "evaluation.scores", "evaluation.instructions", "reports"),
-    ("training.attention", "training.isolation", "training.ends", "training.cross_entropy", "training.objectives"),
+    ("training.host", "training.attention", "training.isolation", "training.ends", "training.cross_entropy", "training.objectives"),
     ("data", "models", "training.checkpoint", "training.optim"),
     ("training", "training.engine", "training.callbacks"),
     ("config", "binding", "keys", "words", "stages", "mistakes", "sweep.space", "jobs", "tracking", "serving"),
