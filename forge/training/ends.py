@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from forge.errors import ModelError
+from forge.training import host
 from forge.training.isolation import exchanged, forward
 
 Noise = Callable[[mx.array], mx.array]
@@ -142,7 +143,7 @@ def _found(model: nn.Module) -> _Ends:
     state: Any = mx.random.state
     high, low = state[0].tolist()
     run: Any = model
-    with _standing(model, probes):
+    with _standing(model, probes), host.noted():  # what is noted is never settled
         out = run(tokens)
     mx.random.seed((high << 32) + low)  # dropout of a run that has asked is that of a run that has not
     calls = [(name, *call) for name, probe in probes.items() for call in probe.calls]

@@ -16,7 +16,7 @@ import numpy as np
 
 from forge.settings import Count, NotNegative, Part
 from forge.spec import Batch
-from forge.training import cross_entropy
+from forge.training import cross_entropy, host
 from forge.training.cross_entropy import Terms
 from forge.training.ends import Head, Noise, hidden_states
 from forge.training.streams import parts
@@ -53,12 +53,15 @@ def token_losses(model: nn.Module, batch: Batch, *, chunk: int = CHUNK) -> mx.ar
     """losses_BT (nats, fp32, 0 where there is no target), which evaluation adds up by row. Without gradients."""
     height, width = batch.tokens_BT.shape
     losses, where = [mx.zeros((1,))], np.zeros(height * (width - 1), dtype=np.int32)
+    notes: list[list[host.Note]] = []
     for part, rows, stream in parts(batch):
-        with mx.stream(stream):
+        with mx.stream(stream), host.noted() as own:
             head, hidden_ND, targets_N, where_N = _at_targets(model, part, None)
             losses.append(cross_entropy.each(head, mx.stop_gradient(hidden_ND), targets_N, chunk))
+        notes.append(own)
         row_N, position_N = np.divmod(where_N, part.tokens_BT.shape[1] - 1)
         where[rows[row_N] * (width - 1) + position_N] = sum(each.size for each in losses[:-1]) + np.arange(len(where_N))
+    host.settle(notes)
     return mx.concatenate(losses)[mx.array(where)].reshape(height, width - 1)
 
 

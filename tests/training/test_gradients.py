@@ -14,7 +14,7 @@ import forge  # noqa: F401
 from forge import blas
 from forge.arrays import flat
 from forge.spec import Batch
-from forge.training import positions, streams
+from forge.training import host, positions, streams
 from forge.training.gradients import Gradients
 from forge.training.objectives import causal_lm, token_losses
 
@@ -121,6 +121,24 @@ def test_one_part_has_all_blas_threads_and_several_share_them(monkeypatch: pytes
     for rows in (1, 2, 4, 9):
         streams.parts(batch([20] * rows))
     assert set_to == [4, 2, 1, 1]
+
+
+@pytest.mark.parametrize(("compute", "calls"), [(lambda model, rows: Gradients(model, causal_lm)(rows), 4), (token_losses, 2)])
+def test_attention_of_all_parts_is_settled_together(
+    make_model: Callable[..., Any], compute: Callable[..., Any], calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers, forward and perhaps backward. One part after the other would leave all cores but one idle in between."""
+    found: list[list[int]] = []
+    settle = host.settle
+
+    def seen(lists: list[list[host.Note]]) -> None:
+        found.append([len(notes) for notes in lists])
+        settle(lists)
+
+    monkeypatch.setattr(host, "settle", seen)
+    monkeypatch.setattr(blas, "cores", lambda: 2)
+    compute(make_model(), batch([20, 20, 20]))
+    assert found == [[calls, calls]]
 
 
 def test_no_more_parts_than_cores_rows_and_eight(monkeypatch: pytest.MonkeyPatch) -> None:
