@@ -31,7 +31,10 @@ Tile = tuple[int, int, Span]  # of a row and a head of keys
 
 @contextmanager
 def in_blocks(segments_BT: mx.array | None) -> Iterator[None]:
-    """Within, attention over a whole sequence goes block by block. No position may look at a later one, or into another segment."""
+    """Within, attention over a whole sequence goes block by block. No position may look at a later one, or into another segment.
+
+    Added masks go the usual way, since they may have a gradient, and so do those of each head or of fewer than all positions.
+    """
     if not on_cpu():
         yield
         return
@@ -40,9 +43,9 @@ def in_blocks(segments_BT: mx.array | None) -> Iterator[None]:
 
     def blocks(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, sinks: Any = None, **rest: Any) -> mx.array:
         length = q.shape[2]
-        usual = mask is None or sinks is not None or length == 1 or k.shape[2] != length or {q.dtype, k.dtype, v.dtype} != {mx.float32}
+        usual = mask is None or sinks is not None or k.shape[2] != length or {q.dtype, k.dtype, v.dtype} != {mx.float32}
         mask_B1TT = None if usual or isinstance(mask, str) else mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-        if usual or (mask_B1TT is not None and mask_B1TT.shape[1] != 1):
+        if usual or (mask_B1TT is not None and (mask_B1TT.dtype != mx.bool_ or mask_B1TT.shape[1:] != (1, length, length))):
             return whole(q, k, v, scale=scale, mask=mask, sinks=sinks, **rest)
         return _attention(q, k, v, scale, _spans(length, first_T), mask_B1TT)
 
@@ -66,8 +69,8 @@ def _first_seen(segments_BT: np.ndarray) -> np.ndarray:
 
 
 def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, spans: list[Span], mask_B1TT: mx.array | None) -> mx.array:
-    """softmax(q kᵀ scale + mask) v. mask_B1TT None: causal."""
-    masks = [] if mask_B1TT is None else [mask_B1TT if mask_B1TT.dtype == mx.bool_ else mask_B1TT.astype(mx.float32)]
+    """softmax(q kᵀ scale) v over what a query sees: mask_B1TT, or all that is not later."""
+    masks = [] if mask_B1TT is None else [mask_B1TT]
 
     def forward(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, ...]:
         needs, shapes = [q * scale, k, v, *masks], [(*q.shape[:3], v.shape[3]), (*q.shape[:3], 1)]
@@ -136,7 +139,7 @@ def _scores(tile: Tile, q: np.ndarray, k: np.ndarray, masks: Sequence[np.ndarray
         by_head[:, :, start - first :] += _later_hidden(stop - start)  # those before are seen by all
         return score_QK
     visible = masks[0][row if len(masks[0]) > 1 else 0, 0, start:stop, first:stop]
-    by_head += np.where(visible, np.float32(0), _HIDDEN) if visible.dtype == bool else visible
+    by_head += np.where(visible, np.float32(0), _HIDDEN)
     return score_QK
 
 

@@ -2,16 +2,18 @@
 
 NumPy needs numbers, and a graph has none while it is built. So within noted() a call leaves arrays yet to be filled in the graph, and a
 note of how; settle() goes through the notes, has MLX compute what each needs, and fills its arrays in place: an array's NumPy view shares
-its memory. Without noted() a call is settled at once, which inside a gradient would keep all that was ever computed for it.
+its memory. Until then they hold NaN, so that a model or an objective that looks at numbers while its graph is built spoils the loss, where
+all can see it. Without noted() a call is settled at once, which inside a gradient would keep all that was ever computed for it.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +22,7 @@ from threadpoolctl import ThreadpoolController
 from forge import blas
 
 _OF_THREAD = threading.local()
+_SILENT: dict[str, Any] = {"all": "ignore"}  # about what is not finite: forge.training.guards names it. Each thread has its own setting
 _Piece = TypeVar("_Piece")
 _Made = TypeVar("_Made")
 
@@ -37,7 +40,7 @@ def call(
     function: Callable[[list[np.ndarray], list[np.ndarray]], None], needs: Sequence[mx.array], shapes: Sequence[tuple[int, ...]]
 ) -> list[mx.array]:
     """Arrays of these shapes, fp32, that `function` fills (see Note)."""
-    note = Note(function, needs, [mx.zeros(shape) for shape in shapes])
+    note = Note(function, needs, [mx.full(shape, math.nan) for shape in shapes])
     notes: list[Note] | None = getattr(_OF_THREAD, "notes", None)
     if notes is None:
         settle([[note]])
@@ -65,7 +68,7 @@ def settle(lists: Sequence[list[Note]]) -> None:
     for _ in range(max(map(len, lists), default=0)):
         present = [notes.pop() for notes in lists if notes]
         mx.eval([note.needs for note in present], [note.holes for note in present])
-        with _one_thread_a_product():
+        with _one_thread_a_product(), np.errstate(**_SILENT):
             for note in present:
                 note.function(_views(note.needs), _views(note.holes))
 
@@ -91,4 +94,4 @@ def _products() -> ThreadpoolController:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(blas.cores(), thread_name_prefix="attention")
+    return ThreadPoolExecutor(blas.cores(), thread_name_prefix="attention", initializer=lambda: np.seterr(**_SILENT))

@@ -64,19 +64,18 @@ def test_models_give_the_same_logits_and_gradients(make_model: Callable[..., Any
 
 
 @pytest.mark.parametrize("cores", [1, 5])
-@pytest.mark.parametrize("kind", ["causal", "packed", "window of two dimensions", "added"])
+@pytest.mark.parametrize("kind", ["causal", "packed", "window of two dimensions"])
 def test_outputs_and_gradients_with_shared_keys_are_mlx_s(kind: str, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six heads of queries to two of keys, three rows, on one core and on several."""
+    """Six heads of queries to two of keys, values of another size, three rows, on one core and on several."""
     mx.random.seed(0)
     monkeypatch.setattr(blas, "cores", lambda: cores)
-    q, (k, v), weights = made(3, 6, LENGTH, 4), (made(3, 2, LENGTH, 4) for _ in range(2)), made(3, 6, LENGTH, 4)
+    q, k, v, weights = (made(3, heads, LENGTH, size) for heads, size in ((6, 4), (2, 4), (2, 8), (6, 8)))
     segments = np.concatenate([SEGMENTS, SEGMENTS[:1]])
     visible = (segments[:, :, None] == segments[:, None, :]) & CAUSAL
     masks = {
         "causal": "causal",
         "packed": mx.array(visible)[:, None],
         "window of two dimensions": mx.array(WINDOW),
-        "added": mx.array(np.where(CAUSAL, 0.1, -np.inf).astype(np.float32)),
     }
 
     def run(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -89,6 +88,51 @@ def test_outputs_and_gradients_with_shared_keys_are_mlx_s(kind: str, cores: int,
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     for a, b in zip(of_found, of_expected, strict=True):
         np.testing.assert_allclose(np.array(a), np.array(b), atol=1e-5 * max(1.0, mx.abs(b).max().item()))
+
+
+@pytest.mark.parametrize("kind", ["keys of before", "sinks", "mask of keys alone", "mask of each head", "no mask"])
+def test_whatever_else_is_asked_goes_mlx_s_way(kind: str) -> None:
+    q, (k, v) = made(1, 2, LENGTH, 4), (made(1, 2, LENGTH + 10 * (kind == "keys of before"), 4) for _ in range(2))
+    masks = {
+        "mask of keys alone": mx.array(np.arange(LENGTH) < 200),
+        "mask of each head": mx.array(np.stack([CAUSAL, WINDOW])),
+        "no mask": None,
+    }
+    given = {"scale": 0.5, "mask": masks.get(kind, "causal"), "sinks": mx.array([1.0, 2.0]) if kind == "sinks" else None}
+    expected = mx.fast.scaled_dot_product_attention(q, k, v, **given)
+    with in_blocks(None):
+        found = mx.fast.scaled_dot_product_attention(q, k, v, **given)
+    assert mx.array_equal(found, expected).item()
+
+
+def test_an_added_mask_has_its_gradient() -> None:
+    """With one head, DeepSeek's rotary share of the scores is such a mask."""
+    q, k, v = (made(1, 1, LENGTH, 4) for _ in range(3))
+
+    def run(added: mx.array) -> mx.array:
+        mask = mx.where(mx.array(CAUSAL), added, -mx.inf)
+        return mx.square(mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask=mask)).sum()
+
+    added = made(LENGTH, LENGTH)
+    expected = mx.grad(run)(added)
+    with in_blocks(None):
+        found = mx.grad(run)(added)
+    assert mx.array_equal(found, expected).item() and mx.abs(found).max() > 1e-3
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_what_is_not_finite_passes_through_without_a_warning(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guards name it. A block of queries that sees an infinite score is NaN, and one before it is not."""
+    monkeypatch.setattr(blas, "cores", lambda: cores)
+    q, k, v = (made(1, 2, LENGTH, 4) for _ in range(3))
+    k[:, :, LENGTH - 1] = float("inf")
+
+    def run(v: mx.array) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask="causal")[:, :, [0, -1]].sum(axis=(0, 1, 3))
+
+    with in_blocks(None):
+        assert mx.isnan(run(v)).tolist() == [False, True]
+        assert mx.isnan(mx.grad(lambda v: run(v).sum())(v)).any().item()
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
