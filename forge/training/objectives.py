@@ -3,7 +3,8 @@
 loss_sum is what gets differentiated: a sum over `count` target tokens. The engine divides once, by the count of the whole
 optimizer step, so that micro-batches of any size weigh their tokens equally. `sums` holds further sums to be logged as
 train/<name> after the same division. A row's loss may not depend on the other rows of its batch: the CPU computes them apart
-(forge.training.gradients).
+(forge.training.gradients). Nor may an objective look at numbers (item, tolist, mx.eval): there attention's come once the graph is whole
+(forge.training.host).
 
 Letters: B rows, T positions, N targets, D hidden size.
 """

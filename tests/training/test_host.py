@@ -1,11 +1,14 @@
 """NumPy inside a graph that is computed later."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from threading import Thread
 from typing import cast
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from forge.training import host
 from forge.training.formulation import differentiable
@@ -44,6 +47,35 @@ def test_a_noted_call_is_filled_when_it_is_settled_and_not_before() -> None:
 
 def test_without_a_notebook_a_call_is_settled_at_once() -> None:
     assert squared(mx.array([3.0])).tolist() == [9.0]
+
+
+def test_a_thread_has_notes_of_its_own_and_a_notebook_within_another_hides_it() -> None:
+    found: list[float] = []
+    with host.noted() as outer:
+        with host.noted() as inner:
+            squared(mx.array([2.0]))
+        thread = Thread(target=lambda: found.append(squared(mx.array([3.0])).item()))
+        thread.start()
+        thread.join()
+        squared(mx.array([4.0]))
+    assert (len(inner), found, len(outer)) == (1, [9.0], 1)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_product_within_a_call_takes_one_thread_and_afterwards_as_many_as_before(fails: bool) -> None:
+    def threads() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    def look(given: Sequence[np.ndarray], empty: Sequence[np.ndarray]) -> None:
+        seen.extend(threads())
+        assert not fails
+
+    seen: list[int] = []
+    with threadpool_limits(limits=3, user_api="blas"):
+        before = threads()
+        with pytest.raises(AssertionError) if fails else nullcontext():
+            host.call(look, [], [(1,)])
+        assert threads() == before and set(seen) == {1} != set(before)
 
 
 @pytest.mark.parametrize("noted", [True, False])
