@@ -20,7 +20,6 @@ import numpy as np
 from forge import blas
 from forge.training import host
 from forge.training.formulation import differentiable, on_cpu
-from forge.training.streams import dealt
 
 _BLOCK = 128  # queries; smaller blocks hide more, and cost more calls
 _HIDDEN = np.float32(-1e9)  # added to a score, it leaves nothing of its exponential
@@ -109,24 +108,31 @@ def _backward(spans: list[Span], given: list[np.ndarray], empty: list[np.ndarray
     q, k, v, normal, d_out, delta, *masks = given
     q, normal, d_out, delta, d_q = (_by_key_heads(x, k) for x in (q, normal, d_out, delta, empty[0]))
 
-    def of_lane(tiles: list[Tile]) -> tuple[np.ndarray, np.ndarray]:
-        d_k, d_v = np.zeros_like(k), np.zeros_like(v)
+    def of_lane(tiles: list[Tile]) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+        sums: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         room, more_room = _room(tiles, q), _room(tiles, q)
         for tile in tiles:
+            row, head, (_, stop, first) = tile
+            if (row, head) not in sums:
+                sums[row, head] = np.zeros_like(k[row, head]), np.zeros_like(v[row, head])
+            d_k_KD, d_v_KD = (of_head[first:stop] for of_head in sums[row, head])
             p_QK, d_out_QD = _scores(tile, q, k, masks, room), _queries(d_out, tile)
             p_QK -= _queries(normal, tile)
             np.exp(p_QK, out=p_QK)
-            _seen(d_v, tile)[:] += p_QK.T @ d_out_QD
+            d_v_KD += p_QK.T @ d_out_QD
             d_score_QK = np.matmul(d_out_QD, _seen(v, tile).T, out=_part(more_room, p_QK.shape))
             d_score_QK -= _queries(delta, tile)
             d_score_QK *= p_QK
-            _seen(d_k, tile)[:] += d_score_QK.T @ _queries(q, tile)
+            d_k_KD += d_score_QK.T @ _queries(q, tile)
             _fill(d_q, tile, d_score_QK @ _seen(k, tile))
-        return d_k, d_v
+        return sums
 
-    of_lanes = host.side_by_side(of_lane, _lanes(spans, k))
-    for number, gradient in enumerate(empty[1:]):
-        np.copyto(gradient, sum(found[number] for found in of_lanes))
+    d_k, d_v = empty[1:]
+    d_k[:], d_v[:] = 0, 0
+    for sums in host.side_by_side(of_lane, _lanes(spans, k)):
+        for of_head, (own_d_k, own_d_v) in sums.items():
+            d_k[of_head] += own_d_k
+            d_v[of_head] += own_d_v
 
 
 def _scores(tile: Tile, q: np.ndarray, k: np.ndarray, masks: Sequence[np.ndarray], room: np.ndarray) -> np.ndarray:
@@ -180,8 +186,9 @@ def _part(room: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _lanes(spans: Sequence[Span], k: np.ndarray) -> list[list[Tile]]:
-    """All tiles, dealt out to the cores; the same way each time, so that sums are."""
-    tiles = [(row, head, span) for span in spans for row in range(k.shape[0]) for head in range(k.shape[1])]
-    count = min(blas.cores(), len(tiles))
-    lane_of = dealt([(stop - start) * (stop - first) for _, _, (start, stop, first) in tiles], count)
-    return [[tile for tile, its in zip(tiles, lane_of, strict=True) if its == lane] for lane in range(count)]
+    """All tiles, dealt out to the cores: to each much the same area, of few heads. The same way each time, so that sums are."""
+    tiles = [(row, head, span) for row in range(k.shape[0]) for head in range(k.shape[1]) for span in spans]
+    areas = np.array([(stop - start) * (stop - first) for _, _, (start, stop, first) in tiles])
+    lane_of = (areas.cumsum() - areas / 2) * blas.cores() // areas.sum()
+    lanes = [[tile for tile, its in zip(tiles, lane_of, strict=True) if its == lane] for lane in range(blas.cores())]
+    return [lane for lane in lanes if lane]
