@@ -1,7 +1,7 @@
 """What a run's numbers depend on: code, versions, machine, settings, data and base, as the run recorded them and as they are now."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from forge.tracking import provenance, reader, registry
 from forge.tracking.reader import Seen
 
 if TYPE_CHECKING:
+    from forge.assemble import Parts
     from forge.tracking.reader import MlflowClient
 
 _COMMIT = "mlflow.source.git.commit"
@@ -86,9 +87,31 @@ def base_of(tags: Mapping[str, str]) -> tuple[str, str | None]:
 
 def exact(run: Seen) -> list[str]:
     """Overrides that name the base by the version or commit that the run had, where its settings name what may move."""
+    return [f"model.{key}={value}" for key, value in _moving(run).items()]
+
+
+def with_own_base(config: Config, run: Seen) -> Config:
+    """`config`, the run's own, with the base that exact() names; identity and settings stay those of the run."""
+    return replace(config, model=partial(config.model, **_moving(run)))
+
+
+def require_own(run: Seen, parts: "Parts") -> None:
+    """Raises ModelError where the base is no longer the one that the run had, or its tokenizer another: a checkpoint says nothing then."""
+    (kind, then), now = base_of(run.tags), parts.loaded.lineage
+    if kind == "scratch" and run.tags.get("forge.tokenizer_digest") != parts.data.ledger.tokenizer_digest:
+        raise ModelError(
+            f"run {run.name} ({run.id[:8]}): its tokenizer was made from its training text, and this is another; leave data as the run had "
+            "it, or take the version that it registered: models:/NAME/VERSION"
+        )
+    if then != now.revision:
+        raise ModelError(f"run {run.name} ({run.id[:8]}): its base {now.uri} was {then} and is {now.revision} now; put it back")
+
+
+def _moving(run: Seen) -> dict[str, str]:
+    """The knob of a loader that names what may move, and what the run had there; empty where nothing may."""
     kind, revision = base_of(run.tags)
-    key = {"registry": "model.uri", "hub": "model.revision"}.get(kind)
-    return [f"{key}={revision.partition(_PACKED)[0]}"] if key and revision else []
+    key = {"registry": "uri", "hub": "revision"}.get(kind)
+    return {key: revision.partition(_PACKED)[0]} if key and revision else {}
 
 
 def relative(config: Config) -> list[str]:

@@ -281,6 +281,15 @@ def test_the_base_is_the_one_that_the_run_had(tag: str, kind: str, revision: str
     assert pins.base_of(seen.tags) == (kind, revision) and pins.exact(seen) == overrides
 
 
+def test_a_base_that_moved_since_is_taken_as_it_was_and_the_configuration_is_the_run_s() -> None:
+    config = jobs.single(["model=models:/a@champion"], "")
+    assert config
+    for tag, uri in (("registry models:/a@champion models:/a/3", "models:/a/3"), ("", "models:/a@champion")):
+        own = pins.with_own_base(config, reader.Seen("id", "name", "1", "FINISHED", 0, 1, {"forge.base": tag}, {}, {}))
+        assert own.model.keywords["uri"] == uri  # type: ignore[attr-defined]
+        assert own.identity == config.identity and own.resolved == config.resolved
+
+
 def test_paths_below_the_folder_of_the_start_are_told() -> None:
     config = jobs.single(["data=folder", "data.path=notes", "model=local", "model.path=/base"], "")
     assert config and pins.relative(config) == ["data.sources.folder.source.path=notes"]

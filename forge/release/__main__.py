@@ -10,8 +10,9 @@ mixed_4_6, dynamic_L_H, awq, dwq, gptq and these with -Nbit (else 4); each with 
 NAME is the run's release.name; name= is taken as it is for one model, and as the beginning where quantise= lists several.
 Also: challenger=ALIAS, uri=STORE, and allowed_targets=[mypackage.] where the run's configuration calls functions of other packages.
 
-The run's data and model are built again as the run built them, under the run's lock. Exit code 6: refused by the gate, or not the model
-that was evaluated. Costs loading and an evaluation, then for each model another, a comparison and some generation.
+The run's data and model are built again as the run built them, from the base that it had, under the run's lock. Exit code 6: refused by
+the gate, or not the model that was evaluated. Costs loading and an evaluation, then for each model another, a comparison and some
+generation.
 """
 
 import json
@@ -80,13 +81,15 @@ def _release(asked: Asked, overrides: Sequence[str]) -> "Released":
 
 
 def _register(asked: Asked, config: "Config", run: "Seen") -> "Released":
+    from forge import pins
     from forge.assemble import assemble, store_of
     from forge.release import release
     from forge.tracking import registry
 
     if run.status != "FINISHED":
         print(f"run {run.name} is {run.status}: its best checkpoint so far is released")
-    parts = assemble(config, partial(registry.fetch, config.tracking.uri))
+    parts = assemble(pins.with_own_base(config, run), partial(registry.fetch, config.tracking.uri))
+    pins.require_own(run, parts)
     best = store_of(config, parts, run.id).best()
     if best is None:
         raise ReleaseError(f"run {run.name} ({run.id[:8]}): no checkpoint of it was evaluated, so none can be chosen")

@@ -40,10 +40,12 @@ def release_winner(client: MlflowClient, parent: Run, best: Child, verdict: Verd
 
 
 def _release(best: Child) -> "Released":
+    from forge import pins
     from forge.assemble import assemble, store_of
     from forge.release import release
 
-    parts = assemble(best.config, partial(registry.fetch, best.config.tracking.uri))
+    parts = assemble(pins.with_own_base(best.config, best.run), partial(registry.fetch, best.config.tracking.uri))
+    pins.require_own(best.run, parts)
     saved = store_of(best.config, parts, best.run.id).at(int(best.run.metrics["best/step"]))
     return release(best.config, parts, saved, best.run.id)
 

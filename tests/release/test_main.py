@@ -1,10 +1,15 @@
 """python -m forge.release as it is typed: which run, which recipes, what is said, and the exit code."""
 
+import re
 import shutil
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
+from forge import pins
+from forge.models.loaders import registry
 from forge.release.__main__ import main
 from forge.tracking import store
 from tests.place import Place
@@ -107,6 +112,40 @@ def test_checkpoints_that_are_gone_are_missed_at_once(typed: Any, run_id: str, p
     finally:
         shutil.move(aside, folder)
     assert code == 6 and f"its checkpoints are gone, none lies in {folder}" in told
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "said"),
+    [
+        ("forge.base", "local /base f00d", r"run 1e2 \(\w{8}\): its base \S+ was f00d and is \w+ now; put it back"),
+        ("forge.tokenizer_digest", "0", "its tokenizer was made from its training text, and this is another; leave data as the run had it"),
+    ],
+)
+def test_another_base_than_the_run_s_own_is_refused(typed: Any, run_id: str, tag: str, value: str, said: str) -> None:
+    client = store.connect(None)
+    own = client.get_run(run_id).data.tags[tag]
+    client.set_tag(run_id, tag, value)
+    try:
+        code, told = typed("run=1e2")
+    finally:
+        client.set_tag(run_id, tag, own)
+    assert code == 4 and re.search(rf"error: .*{said}", told), told
+
+
+def test_the_base_is_the_version_that_the_run_had(typed: Any, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that the alias of its settings names by now."""
+    pinned: list[str] = []
+    real = pins.with_own_base
+
+    def seen(config: Any, run: Any) -> Any:
+        moved = replace(config, model=partial(registry, uri="models:/a@champion"))
+        own = real(moved, replace(run, tags={**run.tags, "forge.base": "registry models:/a@champion models:/a/3"}))
+        pinned.append(own.model.keywords["uri"])
+        return own
+
+    monkeypatch.setattr(pins, "with_own_base", seen)
+    code, told = typed("run=1e2")
+    assert pinned == ["models:/a/3"] and code == 4 and "error: models:/a/3: " in told, told
 
 
 def test_help_is_the_modules_own(typed: Any) -> None:
