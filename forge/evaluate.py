@@ -25,11 +25,10 @@ from rich.table import Table
 from forge import jobs, keys, paths
 from forge.config import GROUPS, Config
 from forge.entry import entry
-from forge.errors import ConfigError, ModelError, Stopped, TrackingError
+from forge.errors import ConfigError, Stopped, TrackingError
 from forge.imports import lasting
 
 if TYPE_CHECKING:
-    from forge.assemble import Parts
     from forge.evaluation.measure import Measured, Which
     from forge.tracking.reader import Seen
 
@@ -91,6 +90,7 @@ def _of_models(configs: "dict[Which, Config]", typed: list[str]) -> None:
         from forge.tracking import registry
 
     require(config.evaluation.harness)
+    registry.require(configs.values())
 
     def measured(which: "Which", config: Config) -> "Measured":
         print(f"measuring {'the base' if which == 'base' else 'the model'}", flush=True)
@@ -127,6 +127,7 @@ def _of_a_run(wanted: str, overrides: list[str], typed: list[str]) -> int:
     require(config.evaluation.harness)
     _require_checkpoints(seen)
     paths.require_writable()
+    registry.require([config])
     tags = {"forge.evaluates": seen.id}
     if why := not_held_out(own, config, seen.tags.get("forge.data_digest", "")):
         print(f"WARNING: {why}", flush=True)
@@ -134,7 +135,7 @@ def _of_a_run(wanted: str, overrides: list[str], typed: list[str]) -> int:
 
     def both() -> "dict[Which, Measured]":
         parts = assemble(config, partial(registry.fetch, config.tracking.uri))
-        _require_own(seen, parts)
+        pins.require_own(seen, parts)
         before = measure(parts, config.evaluation)
         best = store_of(config, parts, seen.id).best()  # only now: a run that trains meanwhile may remove the one of before
         if best is None:
@@ -145,21 +146,6 @@ def _of_a_run(wanted: str, overrides: list[str], typed: list[str]) -> int:
 
     _recorded(config, typed, both, tags)
     return 0
-
-
-def _require_own(run: "Seen", parts: "Parts") -> None:
-    """Raises ModelError where the base is no longer the one that the run had, or its tokenizer another: a checkpoint says nothing then."""
-    from forge.pins import base_of
-
-    (kind, then), now = base_of(run.tags), parts.loaded.lineage
-    tokenizer = run.tags.get("forge.tokenizer_digest")
-    if kind == "scratch" and tokenizer != parts.data.ledger.tokenizer_digest:
-        raise ModelError(
-            f"run {run.name} ({run.id[:8]}): its tokenizer was made from its training text, and this is another; leave data as the run had "
-            "it, or measure the version that it registered: model=models:/NAME/VERSION"
-        )
-    if then != now.revision:
-        raise ModelError(f"run {run.name} ({run.id[:8]}): its base {now.uri} was {then} and is {now.revision} now; put it back")
 
 
 def _require_checkpoints(run: "Seen") -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from forge import jobs, paths
 from forge.config import check
 from forge.entry import entry
-from forge.errors import ConfigError, Stopped
+from forge.errors import ConfigError, ModelError, Stopped
 from forge.imports import lasting
 
 
@@ -25,18 +25,15 @@ def _train(argv: list[str]) -> int:
     try:
         with lasting():
             asked = jobs.preflight(argv)
-    except ConfigError as error:
+        if asked and not asked.show:
+            _require(asked)
+    except (ConfigError, ModelError) as error:
         if follows:
             return error.exit_code  # the first process says it
         raise
     if asked is None or asked.show:
         jobs.launch(lambda _: None, asked.argv if asked else argv)
         return 0
-    paths.require_writable()
-    if "MLX_RANK" in os.environ and asked.multirun:
-        raise ConfigError("a sweep inside mlx.launch: leave out -m, and start each run with its own mlx.launch")
-    if "MLX_RANK" in os.environ and asked.chain:
-        raise ConfigError("a chain inside mlx.launch: start each stage with its own mlx.launch, by its experiment")
     if follows:  # it keeps nothing, so it needs no folder of Hydra's
         with lasting():
             from forge.runner import train
@@ -55,6 +52,19 @@ def _train(argv: list[str]) -> int:
         return run_chain(asked)
     jobs.launch(_single, asked.argv)
     return 0
+
+
+def _require(asked: jobs.Jobs) -> None:
+    """Raises ConfigError and ModelError for what would end a run that need not be opened."""
+    paths.require_writable()
+    if "MLX_RANK" in os.environ and asked.multirun:
+        raise ConfigError("a sweep inside mlx.launch: leave out -m, and start each run with its own mlx.launch")
+    if "MLX_RANK" in os.environ and asked.chain:
+        raise ConfigError("a chain inside mlx.launch: start each stage with its own mlx.launch, by its experiment")
+    with lasting():
+        from forge.tracking import registry
+
+    registry.require(asked.configs[:1] if asked.chain else asked.configs)  # a later stage's base is not there yet
 
 
 def _single(composed: DictConfig) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,13 @@ from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from forge import audit, paths
+from forge.config import Config
 from forge.errors import ModelError
 from forge.tracking import store
 from forge.tracking.datasets import DIGEST_LENGTH
 from forge.words import VERSION
+
+_LOADER = "forge.models.loaders.registry"
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,33 @@ def fetch(configured: str | None, uri: str) -> tuple[Path, str]:
     Raises ModelError.
     """
     client = store.connect(configured)
-    try:
+    with _told(uri):
         version = _resolve(client, uri)
         place = None if store.local_folder(client.tracking_uri) else _cached(version)
         downloaded = Path(mlflow.artifacts.download_artifacts(artifact_uri=version, dst_path=place))
-    except (MlflowException, OSError) as error:
-        raise ModelError(f"{uri}: {str(error).splitlines()[0].rstrip('.')}; `mlflow ui` lists the models that there are") from error
     found = sorted(downloaded.rglob("config.json"))
     if not found:
         raise ModelError(f"{uri}: it holds no language model folder (config.json); was it registered by forge?")
     return found[0].parent, version
+
+
+def require(configs: Iterable[Config]) -> None:
+    """Raises ModelError where one of them starts from a registered model that isn't there. Costs a look-up each, and downloads nothing."""
+    nodes = ((config.tracking.uri, config.resolved["model"]) for config in configs)
+    wanted = dict.fromkeys((configured, str(node["uri"])) for configured, node in nodes if node["_target_"] == _LOADER)
+    for configured, uri in wanted:
+        client = store.connect(configured)
+        with _told(uri):
+            _resolve(client, uri)
+
+
+@contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """What the registry or the disk refuses, as one line about the model."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise ModelError(f"{uri}: {str(error).splitlines()[0].rstrip('.')}; `mlflow ui` lists the models that there are") from error
 
 
 def _cached(version: str) -> str:
@@ -60,12 +80,13 @@ def _cached(version: str) -> str:
 
 
 def _resolve(client: MlflowClient, uri: str) -> str:
-    """The uri with a version in place of an alias, which may point elsewhere tomorrow."""
+    """The uri of a version that is there, in place of an alias, which may point elsewhere tomorrow."""
     match = VERSION.fullmatch(uri)
     if not match:
         raise ModelError(f"{uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
     name, version, alias_name = match.groups()
-    return f"models:/{name}/{version or client.get_model_version_by_alias(name, alias_name).version}"
+    found = client.get_model_version(name, version) if version else client.get_model_version_by_alias(name, alias_name)
+    return f"models:/{name}/{found.version}"
 
 
 Bearer = Callable[[str], Version | None]  # of an alias
