@@ -133,7 +133,7 @@ def _fields(kind: Any) -> Mapping[str, Any]:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of a sentence about a wrong name: the closest valid one, and all of them."""
+    """The end of a sentence about a wrong name: the closest valid one, of close ones that with the same letters, and all of them."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=1)
+    close = sorted(difflib.get_close_matches(name, valid), key=lambda one: sorted(one) != sorted(name))
     return (f"; did you mean {close[0]!r}?" if close else "") + (f" (valid: {', '.join(valid)})" if valid else "")

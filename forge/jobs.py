@@ -230,7 +230,7 @@ def _chained(typed: list[str], folders: list[Path], config_name: str | None, mul
         raise ConfigError("a chain of stages can't be swept: leave out -m, or sweep one stage by its own experiment")
     tree: dict[str, Any] = OmegaConf.to_container(_without_hydra(composed), resolve=True)  # type: ignore[assignment]
     chain, listed = stages.read(tree)
-    found = stages.split(chain, listed, typed)
+    found = stages.split(chain, listed, typed, tree.keys() - {"stages"})
     jobs = [words.expanded(found[stage], folders) for stage in chain.stages]
     return _Expanded(jobs, hydra=composed.hydra, chain=chain)
 

@@ -4,6 +4,8 @@ import re
 
 from forge import binding
 
+_OR = {"model": "; or give a model's folder, or a registered one as models:/NAME@ALIAS"}  # what else than an option is taken
+
 
 def in_our_words(error: Exception) -> str:
     """Hydra's message in one line, with the nearest valid name where an option does not exist."""
@@ -14,7 +16,7 @@ def in_our_words(error: Exception) -> str:
         group, name = option.groups()
         if group == "hydra/launcher":
             return f"{group}={name}: there is no such launcher{binding.nearest(name, lines[2:])}; for jobs side by side here, sweep.jobs=N"
-        return f"{group}={name}: there is no such option{binding.nearest(name, lines[2:])}"
+        return f"{group}={name}: there is no such option{binding.nearest(name, lines[2:])}{_OR.get(group, '')}"
     if found := re.match(r"Error merging 'hydra/launcher/(\w+)' with schema", lines[0]):
         return f"hydra/launcher={found[1]}: Hydra's plugin of this name is installed and gets in the way; uninstall it, forge needs none"
     override = getattr(error, "override", None)

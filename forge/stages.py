@@ -9,10 +9,11 @@ On the command line `seed=1` is for all stages, `cpt.optimizer.lr=1e-3` for one.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from forge import binding
 from forge.errors import ConfigError
 
 _OF_THE_CHAIN = ("experiment", "name", "resume", "hydra", "tracking.run_name", "tracking.experiment")
@@ -53,8 +54,11 @@ def read(tree: Mapping[str, Any]) -> tuple[Chain, dict[str, list[str]]]:
     return chain, {stage: [str(word) for word in words] for stage, words in listed.items()}
 
 
-def split(chain: Chain, listed: Mapping[str, Sequence[str]], words: Sequence[str]) -> dict[str, list[str]]:
-    """The overrides of each stage. What a stage after the first starts from is known later: see start_from. Raises ConfigError."""
+def split(chain: Chain, listed: Mapping[str, Sequence[str]], words: Sequence[str], groups: Collection[str]) -> dict[str, list[str]]:
+    """The overrides of each stage. What a stage after the first starts from is known later: see start_from. Raises ConfigError.
+
+    groups: the keys at the top of a configuration, which no stage is called by.
+    """
     first, *_ = chain.stages
     found = {stage: _begun(chain, stage, own) for stage, own in listed.items()}
     for word in words:
@@ -73,7 +77,11 @@ def split(chain: Chain, listed: Mapping[str, Sequence[str]], words: Sequence[str
             raise ConfigError(f"{word}: which stage's? write {ways}")
         elif _within(key, ("model",)):
             found[first].append(word)
-        elif not _within(key, (*_OF_THE_CHAIN, "stages")) and not key.startswith("hydra"):
+        elif _within(key, (*_OF_THE_CHAIN, "stages")) or key.startswith("hydra"):
+            continue
+        elif dot and re.fullmatch(r"[\w-]+", stage) and stage not in groups:
+            raise ConfigError(f"{word}: there is no stage {stage!r}, nor such a key{binding.nearest(stage, (*found, *groups))}")
+        else:
             for each in found.values():
                 each.append(word)
     for before, stage in zip(chain.stages, chain.stages[1:], strict=False):

@@ -40,7 +40,7 @@ ONLY_FROM_FORGE = {  # stricter than the layers
     "sweep.space": ("sweep.space", "binding", "errors", "__init__"),
     "keys": ("keys", "binding", "errors", "__init__"),
     "words": ("words", "errors", "paths", "__init__"),
-    "stages": ("stages", "errors", "__init__"),
+    "stages": ("stages", "binding", "errors", "__init__"),
     "mistakes": ("mistakes", "binding", "__init__"),
     "binding": ("binding", "settings", "spec", "units", "errors", "paths", "__init__"),
 }

@@ -230,6 +230,11 @@ def test_the_nearest_name_stands_before_all_names() -> None:
     assert nearest("wieght", ["weight", "source"]) == "; did you mean 'weight'? (valid: source, weight)"
 
 
+def test_of_two_close_names_the_one_with_the_same_letters_is_meant() -> None:
+    assert nearest("modle", ["mode", "model"]) == "; did you mean 'model'? (valid: mode, model)"
+    assert nearest("modee", ["mode", "model"]) == "; did you mean 'mode'? (valid: mode, model)"
+
+
 def test_a_name_like_no_other_gets_no_guess() -> None:
     assert nearest("zzz", ["weight", "source"]) == " (valid: source, weight)"
     assert nearest("zzz", []) == ""

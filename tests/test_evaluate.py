@@ -46,6 +46,12 @@ def talk(folder: Path) -> Path:
         (["model=/tmp", "adapter=lora"], 2, "adapter=lora: a model is measured as it is; leave it out, or train"),
         (["model=/tmp", "evaluation.answer=3"], 2, "evaluation.answer: unknown key; did you mean 'answers'?"),
         (["model=/tmp", "seed=1,2", "-m"], 2, "evaluate looks at one configuration: leave out -m"),
+        (
+            ["model=nope"],
+            2,
+            "model=nope: there is no such option (valid: hub, local, registry, scratch_tiny); or give a model's folder, or a registered one "
+            "as models:/NAME@ALIAS",
+        ),
         (["model=/no/such"], 2, "model=/no/such: there is no such folder"),
         (["model=/tmp", "base=/no/such"], 2, "model=/no/such: there is no such folder"),
     ],

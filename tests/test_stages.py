@@ -32,7 +32,7 @@ def refusals(*argv: str) -> list[str]:
 
 
 def test_stages_are_named_by_the_chain_and_register_apart() -> None:
-    asked = chained("name=notes", "seed=5", "ift.seed=6", "tracking.run_name=both")
+    asked = chained("name=notes", "seed=5", "ift.seed=6", "tracking.run_name=both", "hydra.run.dir=/tmp/x")
     cpt, ift = asked.configs
     keys = ("name", "release.name", "tracking.experiment", "tracking.run_name", "tracking.tags", "seed")
     assert settings(cpt, *keys) == ["notes-cpt", "forge-notes-cpt", "notes", None, {"forge.stage": "cpt"}, 5]
@@ -82,6 +82,14 @@ def test_the_model_is_the_first_stage_s_and_the_others_start_from_what_is_releas
 )
 def test_a_mistake_is_told_by_its_stage(argv: list[str], said: list[str]) -> None:
     assert refusals(*argv) == said
+
+
+@pytest.mark.parametrize(("word", "meant"), [("itf.seed=1", "ift"), ("+ctp.model.x=1", "cpt"), ("optimzer.lr=1", "optimizer")])
+def test_a_stage_that_there_is_not_gets_the_nearest_stage_or_key(word: str, meant: str) -> None:
+    (line,) = refusals(word)
+    stage = word.lstrip("+").partition(".")[0]
+    assert line.startswith(f"{word}: there is no stage {stage!r}, nor such a key; did you mean {meant!r}? (valid: adapter, ")
+    assert "cpt, " in line and "ift, " in line and "stages" not in line
 
 
 @pytest.mark.parametrize(
