@@ -5,14 +5,16 @@ the lines some milliseconds, twice a second.
 """
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from types import TracebackType
 
 from rich.console import Console, ConsoleOptions
+from rich.file_proxy import FileProxy
 from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from forge.spec import Metrics
@@ -174,24 +176,28 @@ class Display:
 
 
 class Work:
-    """A context manager around work on `total` bytes (None: unknown): done(bytes) moves it on. What takes no time shows nothing."""
+    """A context manager around work that may take long: done(bytes) or at(words, share) says how far it is.
+
+    `total`: all bytes, `share`: of 1; None where unknown. It writes to the stdout of its start, wherever a library's output is turned;
+    inside another display, which moves already, in plain lines. What takes no time shows nothing.
+    """
 
     def __init__(self, what: str, total: int | None = None):
-        self._what, self._total, self._done = what, total, 0
+        self._what, self._total, self._done, self._share = what, total, 0, 0.0
         self._started = self._last_line = time.monotonic()
-        console = Console()
+        self._out = sys.stdout
+        console = Console(file=self._out)
+        self._lines = not console.is_terminal or isinstance(self._out, FileProxy)
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=self._lines,
         )
-        self._lines = not console.is_terminal
-        self._task = self._bar.add_task(what, total=total)
+        self._task = self._bar.add_task(what, total=None)
 
     def __enter__(self) -> "Work":
         self._bar.start()
@@ -202,13 +208,20 @@ class Work:
 
     def done(self, size: int) -> None:
         self._done += size
-        self._bar.update(self._task, completed=self._done)
-        now = time.monotonic()
-        if self._lines and now - self._last_line > _LINE_EVERY_S:
+        rate = self._done / max(1e-9, time.monotonic() - self._started)
+        of = f" of {self._total / 1e6:,.0f}" if self._total else ""
+        self.at(f"{self._done / 1e6:,.0f}{of} MB, {rate / 1e6:.1f} MB/s", self._done / self._total if self._total else None)
+
+    def at(self, words: str, share: float | None = None) -> None:
+        line, now = f"{self._what}: {words}", time.monotonic()
+        if not self._lines:
+            if share is not None and share < self._share:
+                self._bar.reset(self._task)  # another part of the work, with a pace of its own
+            self._share = share or 0.0
+            self._bar.update(self._task, description=line, total=None if share is None else 1.0, completed=share)
+        elif now - self._last_line > _LINE_EVERY_S:
             self._last_line = now
-            rate = self._done / (now - self._started)
-            of = f" of {self._total / 1e6:,.0f}" if self._total else ""
-            print(f"{self._what}: {self._done / 1e6:,.0f}{of} MB, {rate / 1e6:.1f} MB/s", flush=True)
+            print(line, file=self._out, flush=True)
 
 
 def _row(label: str, *parts: str | tuple[str, str] | Text, width: int) -> Text:

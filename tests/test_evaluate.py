@@ -49,8 +49,8 @@ def talk(folder: Path) -> Path:
         (
             ["model=nope"],
             2,
-            "model=nope: there is no such option (valid: hub, local, registry, scratch_tiny); or give a model's folder, or a registered one "
-            "as models:/NAME@ALIAS",
+            "model=nope: there is no such option (valid: hub, local, registry, scratch_tiny); or give a model's folder, or a registered "
+            "one as models:/NAME@ALIAS",
         ),
         (["model=/no/such"], 2, "model=/no/such: there is no such folder"),
         (["model=/tmp", "base=/no/such"], 2, "model=/no/such: there is no such folder"),

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from forge import progress
-from forge.progress import Course, Display, Thinned, clock, curve, size, spark
+from forge import bars, progress
+from forge.progress import Course, Display, Thinned, Work, clock, curve, size, spark
 from forge.spec import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +139,55 @@ def test_into_a_file_a_line_goes_at_each_evaluation_and_every_15_seconds(
     assert all(re.fullmatch(pattern, line) for line in lines), lines
 
 
+def test_long_work_gets_a_line_every_15_seconds_in_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 MB at 0.1 MB/s; then, of a library that counts layers without knowing of the last, one each 10 s. Its own words go nowhere."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Work("tokenising a", 4_000_000) as work:
+        for now[0] in (10.0, 20.0, 30.0, 40.0):
+            work.done(1_000_000)
+    module = ModuleType("counting")
+    monkeypatch.setitem(sys.modules, "counting", module)
+    with Work("awq") as work, bars.told(work, {"counting": {"Quantizing": "layer"}}):
+        for now[0] in module.tqdm((50.0, 60.0, 70.0), total=2, desc="Quantizing"):
+            module.tqdm.write("noise")
+        for now[0] in module.tqdm(iter((80.0, 90.0, 100.0)), desc="odd"):
+            pass
+    assert not hasattr(module, "tqdm")
+    assert capsys.readouterr().out.splitlines() == [
+        "tokenising a: 2 of 4 MB, 0.1 MB/s",
+        "tokenising a: 4 of 4 MB, 0.1 MB/s",
+        "awq: layer 3 of 3",
+        "awq: odd 2",
+    ]
+
+
+WORK = """
+import io, time
+from contextlib import redirect_stdout
+from forge.progress import Display, Work
+with Work("awq") as work, redirect_stdout(io.StringIO()):
+    for block in (1, 2):
+        print("noise")
+        work.at(f"block {block} of 2", (block - 1) / 2)
+        time.sleep(0.4)
+print("between")
+with Display(10), Work("inside") as work:
+    work._last_line -= 60
+    work.at("1 of 2", 0.5)
+    time.sleep(0.2)
+"""
+
+
+def test_long_work_moves_on_a_terminal_and_is_lines_inside_another_display() -> None:
+    code, out = on_a_terminal(80, 60.0, WORK)
+    assert code == 0
+    first, _, second = out.partition("between")
+    assert "awq: block 1 of 2" in first and "awq: block 2 of 2" in first and "noise" not in out
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", second)
+    assert re.search(r"^inside: 1 of 2\s*$", plain, re.MULTILINE) and "training" in plain
+
+
 SCRIPT = """
 import time
 from forge.progress import Display
@@ -149,11 +199,11 @@ with Display(1000) as display:
 """
 
 
-def on_a_terminal(columns: int, interrupt_after: float) -> tuple[int, str]:
-    """SCRIPT's exit code, and all that it wrote to a terminal."""
+def on_a_terminal(columns: int, interrupt_after: float, script: str = SCRIPT) -> tuple[int, str]:
+    """The script's exit code, and all that it wrote to a terminal."""
     environment = os.environ | {"COLUMNS": str(columns), "LINES": "24", "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
     master, slave = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdin=slave, stdout=slave, stderr=slave, close_fds=True)
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdin=slave, stdout=slave, stderr=slave, close_fds=True)
     os.close(slave)
     out, end = b"", None
     while True:

@@ -7,7 +7,7 @@ Each model's scores are those of one process; tasks that run what a model wrote,
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,11 @@ from unittest.mock import patch
 import mlx.core as mx
 import numpy as np
 
+from forge import bars
 from forge.errors import ConfigError
 from forge.evaluation.answers import generate
 from forge.models import Loaded
+from forge.progress import Work
 from forge.settings import HarnessSpec
 from forge.training.ends import hidden_states
 from forge.training.evaluate import evaluating
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
 Request = tuple[Sequence[int], Sequence[int]]  # context, and the continuation that is scored
+Tell = Callable[[str, float], None]  # how far it is: in words, and as a share
 
 _POSITIONS, _ROWS, _CHUNK = 2**13, 32, 256
+_WORK = "lm-evaluation-harness"
+_BARS: dict[str, bars.Names] = {"lm_eval.api.task": {"": "prompt"}, "lm_eval.api.model": {"Tokenizing inputs": "tokenising prompt"}}
 _CONTEXT = 4096  # where the model says none
 _MAX_NEW = 256  # where the task says none, as in the harness's own models
 
@@ -41,7 +46,9 @@ def require(spec: HarnessSpec) -> None:
     manager = _tasks(spec)
     for task in spec.tasks:
         try:
-            manager.load([task])
+            with Work(_WORK) as work, _no_bars():
+                work.at(f"reading {task}")
+                manager.load([task])
         except (OSError, ValueError) as error:  # what datasets raises for rows that are not there or not reachable
             why = str(error).strip().partition("\n")[0]
             raise ConfigError(
@@ -56,9 +63,9 @@ def harness(loaded: Loaded, spec: HarnessSpec) -> dict[str, float]:
     from lm_eval import simple_evaluate  # type: ignore[import-untyped]
 
     manager = _tasks(spec)
-    with _as_before(), evaluating(loaded.model):
+    with Work(_WORK) as work, bars.told(work, _BARS), _no_bars(), _as_before(), evaluating(loaded.model):
         found = simple_evaluate(
-            model=adapted(loaded),
+            model=adapted(loaded, work.at),
             tasks=list(spec.tasks),
             task_manager=manager,
             num_fewshot=spec.fewshot,
@@ -75,12 +82,17 @@ def harness(loaded: Loaded, spec: HarnessSpec) -> dict[str, float]:
     }
 
 
-def scores(loaded: Loaded, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+def _untold(words: str, share: float) -> None:
+    """To nobody."""
+
+
+def scores(loaded: Loaded, requests: Sequence[Request], tell: Tell = _untold) -> list[tuple[float, bool]]:
     """Of each continuation its summed log-probability (nats) after its context, of a token or more, and whether it is the likeliest."""
     order = sorted(range(len(requests)), key=lambda n: len(requests[n][0]) + len(requests[n][1]))
     found: dict[int, tuple[float, bool]] = {}
     at = 0
     while at < len(order):
+        tell(f"scored {at:,} of {len(order):,} continuations", at / len(order))
         size = 1
         while size < _ROWS and at + size < len(order) and (size + 1) * sum(map(len, requests[order[at + size]])) <= _POSITIONS:
             size += 1
@@ -113,7 +125,7 @@ def _scored(loaded: Loaded, requests: Sequence[Request]) -> Iterator[tuple[float
     yield from zip(sums.tolist(), greedy.tolist(), strict=True)
 
 
-def adapted(loaded: Loaded) -> "TemplateLM":
+def adapted(loaded: Loaded, tell: Tell = _untold) -> "TemplateLM":
     """The model as the harness asks it. Contexts that are too long lose their beginning."""
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import normalize_gen_kwargs  # type: ignore[import-untyped]
@@ -147,14 +159,14 @@ def adapted(loaded: Loaded) -> "TemplateLM":
             )
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-            return scores(loaded, [_within(list(context), list(continuation), longest) for _, context, continuation in requests])
+            return scores(loaded, [_within(list(context), list(continuation), longest) for _, context, continuation in requests], tell)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
             windows = [
                 [*map(make_disjoint_window, get_rolling_token_windows(self.tok_encode(each.args[0]), self.prefix_token_id, longest, 1))]
                 for each in requests
             ]
-            made = iter(scores(loaded, [window for some in windows for window in some]))
+            made = iter(scores(loaded, [window for some in windows for window in some], tell))
             return [sum(next(made)[0] for _ in some) for some in windows]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
@@ -167,7 +179,14 @@ def adapted(loaded: Loaded) -> "TemplateLM":
                 (self.tok_encode(each.args[0]) or [self.prefix_token_id])[-(longest - limit) :]
                 for each, limit in zip(requests, most, strict=True)
             ]
-            enough = lambda n, tokens: any(stop in tokenizer.decode(list(tokens)) for stop in stops[n])  # noqa: E731
+            begun: set[int] = set()
+
+            def enough(n: int, tokens: Sequence[int]) -> bool:
+                if n not in begun:
+                    begun.add(n)
+                    tell(f"answer {len(begun):,} of {len(prompts):,}", (len(begun) - 1) / len(prompts))
+                return any(stop in tokenizer.decode(list(tokens)) for stop in stops[n])
+
             written = generate(loaded.model, tokenizer, prompts, most, enough)
             return [_cut(tokenizer.decode(list(tokens)), stop) for (tokens, _), stop in zip(written, stops, strict=True)]
 
@@ -206,6 +225,20 @@ def _plain(name: str) -> str:
     """ "acc,none" -> "acc"; other filters keep their name, as in "exact_match.strict-match"."""
     metric, _, kind = name.partition(",")
     return metric if kind == "none" else f"{metric}.{kind}"
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """`datasets` draws its own where it makes rows of files."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 @contextmanager

@@ -9,7 +9,7 @@
 
 -gG is the number of weights that share a scale and a bias (64); awq, gptq and dwq take -Nbit (4). What looks at text looks at training
 text, never at what the model is judged by. Rounding costs seconds; dwq and dynamic a few passes of training, awq some 40 of inference for
-each block, gptq the inverse of a matrix for each layer.
+each block, gptq the inverse of a matrix for each layer. How far they are is told.
 """
 
 import io
@@ -24,11 +24,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from forge import bars
 from forge.arrays import flat, scalar
 from forge.errors import ReleaseError
 from forge.models import Loaded
 from forge.models.parts import is_quantised
 from forge.models.quantise import learn_packing
+from forge.progress import Work
 from forge.settings import RECIPE
 from forge.spec import Batch, Data
 from forge.training.formulation import on_cpu
@@ -71,7 +73,7 @@ def quantise(recipe: Recipe, fused: Loaded, teacher: nn.Module, documents: Docum
     if recipe.method in _WHOLE_GROUPS:
         _require_whole_groups(recipe, fused.model)
     mx.random.seed(_SEED)
-    with _quiet():
+    with Work(recipe.text) as work, bars.told(work, _BARS.get(recipe.method, {})), _quiet():
         model, config = _METHODS[recipe.method](recipe, fused, teacher, documents)
     if not is_quantised(model):
         raise ReleaseError(f"{recipe.text}: no layer's width is a multiple of {recipe.group_size}; take a smaller group, such as -g32")
@@ -204,6 +206,12 @@ _METHODS: dict[str, Callable[[Recipe, Loaded, nn.Module, Documents], tuple[nn.Mo
     "gptq": _gptq,
 }
 BY_ROUNDING = ("plain", "mixed")  # these look at no text
+_BARS: dict[str, dict[str, bars.Names]] = {  # by method, what mlx-lm counts there
+    "dynamic": {"mlx_lm.quant.dynamic_quant": {"Estimating sensitivities": "batch"}},
+    "awq": {"mlx_lm.quant.awq": {"": "block"}},
+    "dwq": {"mlx_lm.quant.dwq": {"": "step", "Computing validation loss": "watched batch"}},
+    "gptq": {"mlx_lm.quant.gptq": {"Computing Hessians": "batch", "Quantizing": "layer"}},
+}
 _WHOLE_GROUPS = ("dynamic", "awq", "gptq")  # these take each layer, or fail
 
 
@@ -231,6 +239,6 @@ def _plain_copy(model: nn.Module, bits: int, group_size: int) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """mlx-lm prints, and draws bars."""
+    """mlx-lm prints."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         yield

@@ -1,6 +1,7 @@
 """Each recipe packs what it says, is read back as it was made, and learns from training text alone."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from mlx_lm.quant.awq import AWQ_MODEL_CONFIGS
 from pydantic import TypeAdapter, ValidationError
 
+from forge import progress
 from forge.errors import ReleaseError
 from forge.models import Loaded, fuse
 from forge.release import recipes
@@ -129,6 +131,27 @@ def test_rows_are_full_and_enough_for_a_batch() -> None:
     found = np.array(recipes.rows([np.array([1, 2, 3]), np.array([4, 5])]))
     np.testing.assert_array_equal(found.reshape(-1), ([1, 2, 3, 4, 5] * 5)[:24])
     assert found.shape == (8, 3)
+
+
+@pytest.mark.parametrize("text", ["awq-3bit-g32", "dwq-3bit", "gptq-4bit-g32", "dynamic_3_6", "4bit"])
+def test_what_takes_minutes_says_where_it_is_and_mlx_lm_says_nothing(
+    trained: Trained, text: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two blocks of seven layers each; rows in batches of 4, of GPTQ's 8, the last not full; DWQ watches 4 documents, in whole batches."""
+    documents = recipes.calibration(trained.data, 1024)
+    rows, watched = len(recipes.rows(documents)), [("watched batch", 1)]
+    parts = {
+        "awq": [("block", 2)],
+        "dwq": [*watched, ("step", (len(documents) - 4) // 4), *watched],
+        "gptq": [("batch", math.ceil(rows / 8)), ("layer", 14)],
+        "dynamic": [("batch", math.ceil(rows / 4))],
+        "plain": [],
+    }[parse(text).method]
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", -1.0)
+    quantised(trained, text)
+    expected = [f"{text}: {name} {n} of {total}" for name, total in parts for n in range(1, total + 1)]
+    out, err = capfd.readouterr()
+    assert (out.splitlines(), err) == (expected, "")
 
 
 # ---- what can't be done -----------------------------------------------------------------------------------------------

@@ -21,5 +21,5 @@ def test_the_winner_s_base_is_the_version_that_it_had_where_an_alias_moved_since
         raise ModelError(config.model.keywords["uri"])
 
     monkeypatch.setattr(assemble, "assemble", stopped)
-    with pytest.raises(ModelError, match="^models:/a/3$"):
+    with pytest.raises(ModelError, match=r"^models:/a/3$"):
         release._release(Child(Proposal(0, (), ()), config, run))
