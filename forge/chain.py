@@ -6,6 +6,7 @@ or failed goes on from its checkpoint. This process stays free of MLX. A stage c
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from forge.errors import ForgeError, ReleaseError, Stopped
 from forge.jobs import Jobs
 from forge.signals import Interrupts
 from forge.stages import STAGE, Chain, start_from
-from forge.sweep import family
+from forge.sweep import family, table
 from forge.sweep.children import Child, Children
 from forge.sweep.launch import Ended, Job
 from forge.sweep.pool import Pool
@@ -39,6 +40,13 @@ class _Stage(Proposal):
     @property
     def name(self) -> str:
         return self.swept[0]
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return {}  # its configuration's name the stage
+
+    def title(self, total: int | None) -> str:
+        return f"{self.name} ({self.number + 1} of {total})"
 
 
 @dataclass(frozen=True)
@@ -230,11 +238,10 @@ def _row(client: Any, done: _Done) -> dict[str, Any]:
 
 def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The parent's description."""
-    heads = ("stage", "from", "validation loss (nats a token)", "F1 of answers", "version")
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines = table.heads("stage", "from", "validation loss (nats a token)", "F1 of answers", "version")
     for row in rows:
-        cells = (row["stage"], row["from"], _change(*_losses(row)), _change(*_f1(row)), row["version"] or "–")
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        start = re.sub(r" [0-9a-f]{12,}\b", "", row["from"])  # a digest says nothing to a reader
+        lines.append(table.line(row["stage"], start, _change(*_losses(row)), _change(*_f1(row)), row["version"] or "–"))
     return "\n".join(lines)
 
 

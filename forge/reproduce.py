@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 def _reproduce(argv: list[str]) -> int:
     parser = Parser("forge.reproduce", (__doc__ or "").partition(" : ")[2])
     parser.add_argument("run", metavar="RUN", help="an id, the beginning of one, or a name")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="steps=N, allowed_targets=[mypackage.]")
+    parser.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE", help="steps=N, allowed_targets=[mypackage.]")
     parser.add_argument("--check", action="store_true", help="compare what the run depends on, and train nothing")
     asked = parser.parse_intermixed_args(argv)
     wanted = keys.read(Reproduced, asked.settings)
@@ -60,6 +60,7 @@ def _reproduce(argv: list[str]) -> int:
     with lasting():
         from forge import pins, rerun
         from forge.tracking import reader
+        from forge.tracking.names import WENT_ON
         from forge.tracking.recorded import recorded
 
     client = reader.opened(asked.uri)
@@ -72,8 +73,8 @@ def _reproduce(argv: list[str]) -> int:
     paths.require_writable()
     overrides = (reader.text(client, run.id, "config/overrides.txt") or "").splitlines()
     print(f"run {run.name} ({run.id}), {run.status}, {recorded_steps:,} steps recorded", flush=True)
-    if any(word.startswith("resume=") for word in overrides):
-        print("it went on after a stop; what follows was recorded when it last did")
+    if (step := run.tags.get(WENT_ON)) is not None:
+        print(f"it went on after a stop at step {step}; what follows was recorded when it last did")
     found = pins.around(client, run, own)
     found += pins.ground(run, config)
     _free()

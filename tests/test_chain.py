@@ -85,6 +85,8 @@ def test_a_chain_is_one_parent_with_a_run_a_stage_each_from_the_version_before(p
     assert [run.data.tags["mlflow.parentRunId"] for run in (cpt, ift)] == [parent.info.run_id] * 2
     assert ift.data.tags["forge.base"] == "registry models:/forge-whole-cpt/1 models:/forge-whole-cpt/1"
     for stage, run in (("cpt", cpt), ("ift", ift)):
+        assert [file.path for file in place.client.list_artifacts(run.info.run_id, "log")] == ["log/output.txt"]
+        assert not {"forge.swept", "forge.cause", "forge.went_on_after"} & run.data.tags.keys()
         assert place.client.get_model_version(f"forge-whole-{stage}", "1").run_id == run.info.run_id
     assert parent.data.metrics["best/val_loss"] == ift.data.metrics["best/val_loss"]
     assert parent.data.tags["best/run_id"] == ift.info.run_id
@@ -94,11 +96,11 @@ def test_a_chain_is_one_parent_with_a_run_a_stage_each_from_the_version_before(p
     assert rows[0]["data"] != rows[1]["data"] and rows[1]["best_val_loss"] < rows[1]["first_val_loss"]
     assert [row["from"] for row in rows][1] == "registry models:/forge-whole-cpt/1"
     assert rows[0]["f1"] is None and rows[1]["f1"] == ift.data.metrics["final/f1"]
+    assert "| scratch qwen3&emsp; |" in parent.data.tags["mlflow.note.content"]
     losses, scores = (f"{rows[1][a]:.4f} → {rows[1][b]:.4f}" for a, b in (("first_val_loss", "best_val_loss"), ("base_f1", "f1")))
-    assert (
-        f"| registry models:/forge-whole-cpt/1 | {losses} | {scores} | models:/forge-whole-ift/1 |"
-        in parent.data.tags["mlflow.note.content"]
-    )
+    assert f"| registry models:/forge-whole-cpt/1 | {losses} | {scores} | models:/forge-whole-ift/1 |" in parent.data.tags[
+        "mlflow.note.content"
+    ].replace("&emsp;", "")
     assert f"ift: validation loss {losses} nats a token, F1 of answers {scores}\n" in told[0].output
     assert f"python -m forge.compare {ift.info.run_id[:8]}@base {ift.info.run_id[:8]}" in told[0].output
     assert "python -m forge.chat model=models:/forge-whole-ift/1" in told[0].output

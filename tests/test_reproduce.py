@@ -165,6 +165,22 @@ def test_other_data_is_named_and_nothing_is_trained(again: Reproduce, place: Pla
 
 
 @pytest.mark.slow
+def test_that_it_went_on_is_told_of_a_run_that_stopped_and_not_of_a_child_that_its_parent_made(
+    again: Reproduce, place: Place, first: str
+) -> None:
+    overrides = reader.text(place.client, first, "config/overrides.txt") or ""
+    try:
+        place.client.log_text(first, f"{overrides}\nresume={first}", "config/overrides.txt")
+        assert "it went on" not in again(first, ALLOWED, "--check")[1]
+        place.client.set_tag(first, "forge.went_on_after", "12")
+        assert "it went on after a stop at step 12; " in again(first, ALLOWED, "--check")[1]
+    finally:
+        place.client.log_text(first, overrides, "config/overrides.txt")
+        if "forge.went_on_after" in place.client.get_run(first).data.tags:
+            place.client.delete_tag(first, "forge.went_on_after")
+
+
+@pytest.mark.slow
 def test_another_base_is_named(again: Reproduce, place: Place, first: str, changed: Any) -> None:
     file = place.folder / "base" / "model.safetensors"
     weights = bytearray(file.read_bytes())
@@ -212,7 +228,7 @@ def tracked(home: Path) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("words", "code", "why"),
     [
-        ((), 2, "the following arguments are required: RUN"),
+        ((), 2, "the following arguments are required: RUN; write python -m forge.reproduce [-h]"),
         (("scored", "steps=0"), 2, "steps: 0 should be greater than or equal to 1"),
         (("scored", "setps=1"), 2, "setps: unknown key; did you mean 'steps'?"),
         (("scored", "check"), 2, "check: not a setting; write key=value (valid: steps=…, allowed_targets=…)"),

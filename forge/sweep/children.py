@@ -1,6 +1,5 @@
 """The runs of a sweep's children in the tracking store: made before they start, found again when it goes on, never left RUNNING."""
 
-import json
 import signal
 import time
 from collections.abc import Container, Sequence
@@ -24,6 +23,7 @@ from forge.tracking.reader import Seen
 from forge.tracking.tries import again
 
 CODE, CAUSE, _JOB = "forge.code", "forge.cause", "forge.job"
+LOG = "log/output.txt"  # all that its processes printed
 _DATA, _BASE, _STOP_REASON = "forge.data_digest", "forge.base", "forge.stop_reason"
 _OPEN = ("SCHEDULED", "RUNNING")
 _WAIT_S = 60.0  # for a child of an earlier life to save and end
@@ -137,7 +137,7 @@ class Children:
         return Job(proposal.number, title, run_id, (*self._asked.flags, *proposal.overrides, *own), Path.cwd(), log)
 
     def title(self, proposal: Proposal) -> str:
-        return f"[{proposal.number + 1}{f'/{self._total}' if self._total else ''}] {proposal.name}"
+        return proposal.title(self._total)
 
     def end(self, number: int, ended: Ended | BaseException, stopped: str | None = None) -> Child:
         """What became of a child whose process has ended. Closes its run if it did not. `stopped`: why all are being stopped."""
@@ -172,13 +172,14 @@ class Children:
             self._client.set_tag(run_id, CAUSE, provenance.redact(stopped or cause(ended))[:6000])
             self._client.set_terminated(run_id, "KILLED" if kind else "FAILED")
         if log.is_file():
-            self._client.log_text(run_id, provenance.redact(log.read_text(encoding="utf-8", errors="replace")), "sweep/log.txt")
+            self._client.log_text(run_id, provenance.redact(log.read_text(encoding="utf-8", errors="replace")), LOG)
         return reader.get(self._client, run_id)
 
     def _reopen(self, run: Seen, proposal: Proposal) -> str:
         """As one that has not started. An empty sign of life is none, so that nobody takes it for dead."""
-        tags = {CODE: self._code, CAUSE: "", _JOB: str(proposal.number + 1), heartbeat.TAG: ""}
+        tags = {CODE: self._code, _JOB: str(proposal.number + 1), heartbeat.TAG: ""}
         again(lambda: self._client.log_batch(run.id, tags=[RunTag(key, value) for key, value in tags.items()]))
+        again(lambda: store.untag(self._client, run.id, CAUSE))
         again(lambda: self._client.update_run(run.id, status="SCHEDULED"))
         return run.id
 
@@ -189,8 +190,7 @@ class Children:
             PARENT: self._parent.id,
             CODE: self._code,
             _JOB: str(proposal.number + 1),
-            "forge.swept": json.dumps(proposal.swept),
-        } | dict(config.tracking.tags)
+        } | {**proposal.tags, **config.tracking.tags}
         redacted = {key: provenance.redact(value) for key, value in tags.items()}
         run_id: str = again(lambda: self._client.create_run(self._parent.experiment_id, run_name=proposal.name, tags=redacted)).info.run_id
         again(lambda: self._client.update_run(run_id, status="SCHEDULED"))

@@ -13,7 +13,7 @@ from forge.config import Config
 from forge.errors import TrackingError
 from forge.jobs import Jobs
 from forge.settings import TrackingSpec
-from forge.sweep.search import Proposal
+from forge.sweep.search import SWEPT, Proposal
 from forge.tracking import reader, store
 from forge.tracking.names import IDENTITY, ROOT, SWEEP, here
 from forge.tracking.reader import Seen
@@ -70,7 +70,7 @@ def earlier(client: MlflowClient, spec: TrackingSpec, mark: str) -> Seen | None:
 
 def proposal(run: Seen, fixed: Sequence[str]) -> Proposal:
     """The job that an earlier life of a search made this run for."""
-    swept = tuple(json.loads(run.tags["forge.swept"]))
+    swept = tuple(json.loads(run.tags[SWEPT]))
     return Proposal(int(run.tags["forge.job"]) - 1, (*fixed, *swept), swept)
 
 

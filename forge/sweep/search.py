@@ -1,11 +1,14 @@
 """Which jobs a sweep runs: those that the command line lists, or those that a search proposes as results come in."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from forge.reports.sweep_children import short
+
+SWEPT = "forge.swept"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ class Proposal:
         """ "lr=1e-4 seed=1", with as much of a key as tells it from the others; without sweeping, "job 1"."""
         names = short(list(self.values))
         return " ".join(f"{names[key]}={value}" for key, value in self.values.items()) or f"job {self.number + 1}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Of its run: what a search that goes on makes the job of again."""
+        return {SWEPT: json.dumps(self.swept)}
+
+    def title(self, total: int | None) -> str:
+        """For the terminal: "[2/8] lr=1e-3", of so many where that is known."""
+        return f"[{self.number + 1}{f'/{total}' if total else ''}] {self.name}"
 
 
 def quoted(text: str) -> str:

@@ -90,15 +90,23 @@ def markdown(children: Sequence[Child], verdict: Verdict | None) -> str:
     lines = [
         "No child finished." if verdict is None else f"{verdict.why if verdict.number is None else f'Best: {verdict.why}'}.",
         "",
-        "| | child | best validation loss (nats a token) | step |",
-        "|---|---|---|---|",
+        *heads("", "child", "best validation loss (nats a token)", "step"),
     ]
     for rank, child in zip(_ranks(children, verdict), children, strict=True):
-        name = child.proposal.name.replace("|", "\\|")
+        name = child.proposal.name
         if child.loss is None:
-            lines.append(f"| – | {name} | {child.ending}: {child.cause.replace('|', chr(92) + '|')} | |")
+            lines.append(line("–", name, f"{child.ending}: {child.cause}", ""))
         else:
-            lines.append(
-                f"| {'pruned' if child.pruned else rank or '–'} | {name} | {child.loss:.4f} | {child.run.metrics.get('best/step', 0):.0f} |"
-            )
+            place = "pruned" if child.pruned else rank or "–"
+            lines.append(line(place, name, f"{child.loss:.4f}", f"{child.run.metrics.get('best/step', 0):.0f}"))
     return "\n".join(lines)
+
+
+def heads(*cells: object) -> list[str]:
+    """How a table in Markdown begins."""
+    return [line(*cells), "|" + "---|" * len(cells)]
+
+
+def line(*cells: object) -> str:
+    """A row of a table in Markdown. MLflow draws the cells with no room between them, so the text brings it."""
+    return "| " + " | ".join(f"{cell}&emsp;".replace("|", "\\|") for cell in cells) + " |"

@@ -16,6 +16,8 @@ from functools import cache
 import psutil
 from mlflow import MlflowClient
 
+from forge.tracking import store
+
 TAG = "forge.heartbeat"
 BEAT_S = 30.0
 _SAME_S = 5.0  # two readings of one process's start may differ where the system's clock was set meanwhile
@@ -66,7 +68,7 @@ def beat(client: MlflowClient, run_id: str, ended: Callable[[], bool]) -> None:
     client.set_tag(run_id, TAG, now())
     if client.get_run(run_id).info.status != "RUNNING" and not ended():
         client.update_run(run_id, status="RUNNING")
-        client.set_tag(run_id, "forge.cause", "")
+        store.untag(client, run_id, "forge.cause")
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from forge import paths
 
 IDENTITY, ROOT, PARENT = "forge.identity", "forge.root", "mlflow.parentRunId"
+WENT_ON = "forge.went_on_after"  # the last step that was logged before a stop; of a run that never stopped there is none
 SWEEP, CHAIN, TOTAL = "forge.sweep", "forge.chain", "forge.children"  # of a parent run: the keys that are swept, the stages; how many runs
 
 

@@ -20,7 +20,7 @@ from forge.spec import Ledger, Metrics
 from forge.tracking import datasets, heartbeat, mirror, provenance, reader, stop, store
 from forge.tracking.checkpoints import Checkpoints, Scores
 from forge.tracking.mirror import Mirror
-from forge.tracking.names import IDENTITY, PARENT, ROOT, here
+from forge.tracking.names import IDENTITY, PARENT, ROOT, WENT_ON, here
 from forge.tracking.pulse import Pulse
 from forge.tracking.reconcile import reconcile
 from forge.tracking.system import System, samples_of
@@ -35,7 +35,8 @@ _WAIT_S = 2.0  # for one that only looks whether the run is dead
 
 
 class Run:
-    """An open run. `resumed` says whether it goes on from an earlier life that logged steps; they are not logged again.
+    """An open run. `resumed` says whether it goes on from an earlier life that logged steps, the last of them `logged`; they are not
+    logged again.
 
     What can't be sent is tried again, then said and counted: no answer of the store ends a training.
     """
@@ -44,8 +45,8 @@ class Run:
         self.id, self.name = record.info.run_id, record.info.run_name
         self.parent = record.data.tags.get(PARENT)
         self._client = client
-        self._logged = last_step(client, self.id) if known else -1
-        self.resumed = self._logged >= 0
+        self.logged = last_step(client, self.id) if known else -1
+        self.resumed = self.logged >= 0
         sampled = samples_of(client, self.id) if known else 0
         self._tables = record.data.tags.get("mlflow.loggedArtifacts", "")
         self._held: dict[str, Any] = {**record.data.metrics, **record.data.params}
@@ -67,7 +68,7 @@ class Run:
     def log(self, metrics: Metrics, step: int) -> None:
         """The engine's emit. A step that an earlier life of this run logged is not logged twice."""
         logged_ms = None
-        if step > self._logged:
+        if step > self.logged:
             logged_ms = self._writer.metrics(metrics, step)
         if "val/loss" in metrics:
             self._scores[step] = Scores(metrics, logged_ms)
@@ -134,7 +135,7 @@ class Run:
 
     def image(self, draw: Callable[[], Figure], key: str, step: int) -> None:
         """Under the step slider of the run's images. Drawn in the background: `draw` must not look at what training goes on to change."""
-        if step > self._logged:
+        if step > self.logged:
             self._writer.call(lambda: self._client.log_image(self.id, _pixels(draw()), key=key, step=step, synchronous=True))
 
     def figure(self, figure: Figure, file: str) -> None:
@@ -199,6 +200,8 @@ def run(spec: TrackingSpec, identity: str, resume_id: str | None = None, tags: M
         if resume_id:
             _must("set the run going", lambda: _revive(client, run_id))
         opened = _must("read the run", lambda: Run(client, record, resume_id is not None, spec))
+        if opened.resumed:
+            opened.tags({WENT_ON: str(opened.logged)})
         try:
             yield opened
         except BaseException as error:
@@ -218,8 +221,9 @@ def _new(client: MlflowClient, spec: TrackingSpec, identity: str, tags: Mapping[
 
 def _revive(client: MlflowClient, run_id: str) -> None:
     """Its heartbeat first: between the two calls nobody may take it for dead."""
-    tags = provenance.tags() | {heartbeat.TAG: heartbeat.now(), "forge.cause": "", "forge.stop_reason": ""}
+    tags = provenance.tags() | {heartbeat.TAG: heartbeat.now()}
     client.log_batch(run_id, tags=[RunTag(key, provenance.redact(value)) for key, value in tags.items()])
+    store.untag(client, run_id, "forge.cause", "forge.stop_reason")
     client.update_run(run_id, status="RUNNING")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from mlflow import MlflowClient
 
+from forge.tracking import store
+
 TAG = "forge.stop"
 POLL_S = 5.0
 _OFF = ("", "false", "0")
@@ -39,7 +41,4 @@ def wanted(tags: Mapping[str, str]) -> bool:
 
 def clear(client: MlflowClient, run_id: str) -> bool:
     """Takes the tag away, so that the run can be gone on with. Returns whether it asked to stop."""
-    tags = client.get_run(run_id).data.tags
-    if TAG in tags:
-        client.delete_tag(run_id, TAG)
-    return wanted(tags)
+    return wanted(store.untag(client, run_id, TAG))

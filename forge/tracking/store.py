@@ -112,3 +112,11 @@ def held(name: str, refusal: ForgeError, wait_s: float = 0) -> Iterator[None]:
         raise refusal from error
     with taken:
         yield
+
+
+def untag(client: MlflowClient, run_id: str, *names: str) -> dict[str, str]:
+    """Takes away those of the tags that the run has. Returns all that it had."""
+    tags: dict[str, str] = client.get_run(run_id).data.tags
+    for name in tags.keys() & {*names}:
+        client.delete_tag(run_id, name)
+    return tags

@@ -44,10 +44,10 @@ def test_each_child_fails_alone_with_its_cause(place: Place, told: list[Life]) -
     assert all(cause in parent.data.tags["mlflow.note.content"] for cause in causes[1:])
     assert (parent.data.metrics["sweep/finished"], parent.data.metrics["sweep/failed"]) == (1, 3)
     for child in children:
-        assert [a.path for a in place.client.list_artifacts(child.info.run_id, "sweep")] == ["sweep/log.txt"]
-    log = Path(place.client.download_artifacts(children[1].info.run_id, "sweep/log.txt")).read_text()
+        assert [a.path for a in place.client.list_artifacts(child.info.run_id, "log")] == ["log/output.txt"]
+    log = Path(place.client.download_artifacts(children[1].info.run_id, "log/output.txt")).read_text()
     assert "Traceback" in log and "ValueError: planted" in log
-    assert "Traceback" not in Path(place.client.download_artifacts(children[3].info.run_id, "sweep/log.txt")).read_text()
+    assert "Traceback" not in Path(place.client.download_artifacts(children[3].info.run_id, "log/output.txt")).read_text()
 
 
 @looks_at(faults)

@@ -104,7 +104,19 @@ def test_going_on_forgets_why_the_earlier_life_ended(make_spec: Any) -> None:
     with pytest.raises(DataError), run(make_spec(), "i", resume_id=first.id):
         raise DataError("gone")
     assert record(first.id).info.status == "FAILED"
-    assert record(first.id).data.tags["forge.cause"] == "gone" and record(first.id).data.tags["forge.stop_reason"] == ""
+    assert record(first.id).data.tags["forge.cause"] == "gone" and "forge.stop_reason" not in record(first.id).data.tags
+
+
+def test_a_run_that_a_parent_made_and_another_process_opens_has_not_stopped(make_spec: Any) -> None:
+    """As a sweep makes its children. One that had logged steps goes on."""
+    client = store.connect(None)
+    made = client.create_run(store.experiment(client, make_spec().experiment)).info.run_id
+    with pytest.raises(KeyboardInterrupt), run(make_spec(), "i", resume_id=made) as first:
+        assert not {"forge.cause", "forge.stop_reason", "forge.went_on_after"} & record(made).data.tags.keys()
+        first.log({"train/loss": 1.0}, 3)
+        raise KeyboardInterrupt
+    with run(make_spec(), "i", resume_id=made):
+        assert record(made).data.tags["forge.went_on_after"] == "3"
 
 
 @pytest.mark.parametrize("error", [None, DataError("no such folder")])
