@@ -62,7 +62,7 @@ Seconds = Annotated[float, Field(gt=0)]
 class Settings:
     """What each means is said at the top of the file."""
 
-    model: Annotated[Named, Field(min_length=1)]
+    model: Annotated[Named, Field(min_length=1, examples=keys.MODELS)]
     adapter: Named = Field(default_factory=dict)
     mode: Mode = "auto"
     host: str = "127.0.0.1"
@@ -90,9 +90,9 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(argv: list[str]) -> int:
-    if not argv or {"-h", "--help"} & set(argv):
+    if {"-h", "--help"} & set(argv):
         print(__doc__)
-        return 0 if argv else ConfigError.exit_code
+        return 0
     settings = keys.read(Settings, [word for word in argv if not word.startswith(_TOKEN)])
     tokens = _tokens(argv)
     try:

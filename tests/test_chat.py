@@ -442,7 +442,7 @@ def _written(file: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("words", "code", "why"),
     [
-        ((), 2, "model: is required and has no value"),
+        ((), 2, "which model? Write model=models:/NAME@ALIAS or model=FOLDER; --help"),
         (("model=",), 2, "model: '' should have at least 1 character"),
         (("talks",), 2, "talks: not a setting; write key=value (valid: "),
         (("model=m", "temprature=1"), 2, "temprature: unknown key; did you mean 'temperature'?"),

@@ -36,7 +36,7 @@ class SamplingSpec:
 class ChatSpec(SamplingSpec):
     """`model`, `against`: models:/NAME@ALIAS, models:/NAME/VERSION, or a folder. `mode` auto: by whether there is a chat template."""
 
-    model: _Text
+    model: Annotated[_Text, Field(examples=keys.MODELS)]
     against: _Text | None = None
     mode: Mode = "auto"
     system: _Text | None = None

@@ -78,7 +78,7 @@ def test_a_name_for_one_is_taken_as_it_is_and_a_refusal_is_code_6(typed: Any, ru
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ((), 2, "run: "),
+        ((), 2, "error: which run? Write run=RUN; --help"),
         (("run=nobody",), 7, "error: nobody: no run has this id or name; the newest are 1e2"),
         (("run=1e2", "quantise=7bit"), 2, "error: quantise: '7bit': bits are 2, 3, 4, 5, 6, 8"),
         (

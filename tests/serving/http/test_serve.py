@@ -26,9 +26,10 @@ def no_token(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        ([], 2, "python -m forge.serve model="),
+        ([], 2, "which model? Write model=models:/NAME@ALIAS or model=FOLDER; --help"),
         (["-h"], 0, "python -m forge.serve model="),
-        (["port=8000"], 2, "model: is required"),
+        (["port=8000"], 2, "which model? Write model=models:/NAME@ALIAS or model=FOLDER; --help"),
+        (["prot=1"], 2, "model: is required"),
         (["MODEL", "prot=1"], 2, "did you mean 'port'"),
         (["MODEL", "port=70000"], 2, "port"),
         (["MODEL", "slots=0"], 2, "slots"),
