@@ -7,7 +7,7 @@ memory is that of the first batches alone. Costs the start of a run, the evaluat
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -125,14 +125,15 @@ def kept(identity: str) -> Estimate | None:
     return found if found.device == device.describe()["forge.device_name"] else None
 
 
-def score(made: Estimate, result: Result, seconds: float) -> list[Score]:
-    """What was estimated against what happened. `seconds`: of the run up to its release, without those in which it
-    answered questions: how long answers are decides them, which is not known before."""
-    peaks = [metrics["memory/peak_gib"] for _, metrics in result.history if "memory/peak_gib" in metrics]
+def score(made: Estimate, result: Result, seconds: float, asked: Collection[float] = ()) -> list[Score]:
+    """What was estimated against what happened. `seconds`: of the run up to its release, without those in which it answered questions: how
+    long answers are decides them, which is not known before. `asked`: peaks of memory (GiB) that answers made; that of training is below
+    them, and not known."""
+    peak = max((metrics["memory/peak_gib"] for _, metrics in result.history if "memory/peak_gib" in metrics), default=None)
     return [
         Score("tokens", "target tokens", made.tokens, result.tokens),
         Score("seconds", "seconds", made.total_seconds, seconds),
-        *([Score("peak_memory", "GiB of memory at most", made.peak_gib, max(peaks))] if peaks else []),
+        *([Score("peak_memory", "GiB of memory at most", made.peak_gib, peak)] if peak and peak not in asked else []),
     ]
 
 

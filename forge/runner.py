@@ -125,7 +125,7 @@ def _lead(config: Config, overrides: list[str], ranks: World, interrupts: Interr
             run.summary(scores)
             written = _examine(run, job, result, asking)
         seconds = time.perf_counter() - started - asking.seconds
-        scored = estimate.score(forecast, result, seconds) if forecast and not run.resumed else []
+        scored = estimate.score(forecast, result, seconds, asking.peaks) if forecast and not run.resumed else []
         run.summary({f"plan/{one.name}_ratio": one.ratio for one in scored})
         compared = [(one.words, one.estimated, one.measured) for one in scored]
         evidence.report(run, config, overrides, job.parts, account, ended, scores, compared, shown, written)

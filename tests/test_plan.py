@@ -112,3 +112,5 @@ def test_the_score_is_what_happened_over_what_was_estimated() -> None:
     result = Result(step=10, tokens=900, best_step=2, best_loss=1.0, best_why="", reason="", history=history)
     assert {one.name: one.ratio for one in score(made, result, seconds=50.0)} == {"tokens": 0.9, "seconds": 1.25, "peak_memory": 1.5}
     assert "peak_memory" not in {one.name for one in score(made, replace(result, history=[]), 50.0)}
+    assert "peak_memory" not in {one.name for one in score(made, result, 50.0, asked={3.0})}  # that of training is not known
+    assert "peak_memory" in {one.name for one in score(made, result, 50.0, asked={2.5})}  # training went above it

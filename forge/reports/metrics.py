@@ -149,7 +149,7 @@ GROUPS = (
                 "1",
                 "the time taken up to the release, without that for answers, samples and what else is asked, by what it had estimated",
             ),
-            Metric("plan/peak_memory_ratio", "1", "memory/peak_gib, by what it had estimated"),
+            Metric("plan/peak_memory_ratio", "1", "memory/peak_gib, by what it had estimated; missing where answers took the most"),
             Metric("sweep/finished", "runs", "children that came to their end"),
             Metric("sweep/failed", "runs", "children that did not"),
         ),

@@ -9,7 +9,7 @@ from forge.errors import TrainingError
 from forge.evaluation import asking
 from forge.evaluation.asking import Asking
 from forge.settings import EvaluationSpec, HarnessSpec
-from forge.training.memory import UNBOUND, Setup, limited
+from forge.training.memory import UNBOUND, Setup, limited, metrics
 
 SPEC = EvaluationSpec(max_tokens=100, answers=20, samples=2, max_new_tokens=28)
 SETUP = Setup(micro_batch=8, accumulate=1, sequence_length=512)
@@ -38,6 +38,17 @@ def test_seconds_add_up_also_where_asking_failed(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ZeroDivisionError), questions.at(5):
         raise ZeroDivisionError
     assert questions.seconds == 7.0
+
+
+def test_a_peak_that_asking_makes_is_known_and_one_from_before_is_not_asking_s() -> None:
+    questions = Asking(UNBOUND, SPEC, 1, 100)
+    use(40)
+    with questions.at(0):
+        use(10)
+    assert questions.peaks == set()
+    with questions.at(5):
+        use(60)
+    assert questions.peaks == {metrics()["memory/peak_gib"]}
 
 
 @pytest.mark.parametrize(
