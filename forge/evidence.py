@@ -151,7 +151,7 @@ def report(
     best = ended.result.best_step
     read = [*sampled_before(run, samples, ended.result.step), *rows(samples)]
     if table := [*(row for row in read if row["step"] != best), *rows([(best, each) for each in written])]:
-        run.table({name: [row[name] for row in table] for name in table[0]}, "evaluation/samples.json")
+        run.table({name: [row.get(name) for row in table] for name in table[-1]}, "evaluation/samples.json")
     page = html.page(
         ended.result.history,
         ended.facts,
@@ -160,7 +160,7 @@ def report(
         advice=ended.advice,
         scores=scores,
         plan=plan,
-        samples=[(each.prompt, each.text) for each in written],
+        samples=[(each.asked + "\n" * each.question, each.text) for each in written],
         ledger=ledger.table(account),
         config=config.yaml(),
         overrides=own,

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from forge.evaluation.turns import Turns
 from forge.models import Loaded
 from forge.spec import Batch, Data
 from forge.training.evaluate import document_names, evaluating
@@ -34,7 +35,8 @@ _BEGINNING = 32  # tokens of plain text to go on from
 class Answer:
     """`tokens`: what was generated, without the token that ended it. `ended`: whether such a token came before the limit.
 
-    `reference`: the answer in the data, likewise; `document`: the conversation's name. `question`: False for plain text.
+    `reference`: the answer in the data, likewise; `document`: the conversation's name. `question`: False for plain text. `asked`: of the
+    prompt what is to be read: the last user turn, or the plain text, without the template's words and special tokens.
     """
 
     source: str
@@ -45,6 +47,7 @@ class Answer:
     ended: bool
     document: str = ""
     question: bool = True
+    asked: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,18 @@ def _batchable(model: nn.Module) -> bool:
 def _written(loaded: Loaded, questions: Sequence[_Question], max_tokens: int) -> list[Answer]:
     decode = loaded.tokenizer.decode
     made = answered(loaded, [each.prompt for each in questions], max_tokens)
+    turns = Turns.of(loaded.tokenizer)
     return [
-        Answer(each.source, decode(list(each.prompt)), decode(list(each.reference)), text, tokens, ended, each.document)
+        Answer(
+            each.source,
+            decode(list(each.prompt)),
+            decode(list(each.reference)),
+            text,
+            tokens,
+            ended,
+            each.document,
+            asked=turns.last(decode(list(each.prompt))) or decode(list(each.prompt), skip_special_tokens=True).strip(),
+        )
         for each, (text, tokens, ended) in zip(questions, made, strict=True)
     ]
 

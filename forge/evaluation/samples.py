@@ -35,15 +35,16 @@ def at_the_end(loaded: Loaded, data: Data, spec: EvaluationSpec, answered: Seque
 
 
 def rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """`ended` is None for plain text, which has no end."""
+    """What is to be read comes first: MLflow shows each column as wide as the next. `ended` is None for plain text, which has no end."""
     return [
         {
+            "question": each.asked,
+            "answer": each.text,
+            "reference": each.reference,
             "step": step,
             "source": each.source,
-            "prompt": each.prompt,
-            "reference": each.reference,
-            "answer": each.text,
             "ended": each.ended if each.question else None,
+            "prompt": each.prompt,
         }
         for step, each in samples
     ]

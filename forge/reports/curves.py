@@ -145,10 +145,13 @@ def gaps(history: History) -> tuple[np.ndarray, np.ndarray]:
 
     Each source's validation loss counts by its share of the targets behind the smoothed training loss, whatever its share of the validation
     targets, by which val/loss is made. Trained 4 : 1 on sources with validation losses of 2 and 4 nats, 0.8 · 2 + 0.2 · 4 = 2.4 stands
-    against the training loss. val/loss itself does where the history doesn't tell.
+    against the training loss. val/loss itself does where the history doesn't tell. The training loss is train/cross_entropy where there
+    is one: val/loss holds none of the objective's further terms.
     """
     eval_steps, valid = finite(history, "val/loss")
-    steps, train = finite(history, "train/loss")
+    steps, train = finite(history, "train/cross_entropy")
+    if not len(steps):
+        steps, train = finite(history, "train/loss")
     if not len(steps):
         return np.empty(0), np.empty(0)
     known = eval_steps >= steps[0]

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from forge.reports import losses, pace
+from forge.reports.losses import wide_names
 from forge.reports.palette import LIGHT, THEMES, Palette
 from forge.reports.panels import LINE, NORMAL, SMALL, cut, font, size_points, text_width
 from forge.reports.remedy import Advice
@@ -61,12 +62,19 @@ def draw(history: History, facts: RunFacts, theme: str = "light", advice: Sequen
         return figure.add_axes(place, label=name, facecolor=palette.paper)
 
     summary(add("summary", *_SUMMARY), history, facts, palette)
+    places = _PLACES | _upper(wide_names(figure.axes[0], history))
     for name, panel in PANELS.items():
-        panel(add(name, *_PLACES[name]), history, facts, palette)
+        panel(add(name, *places[name]), history, facts, palette)
     if shown:
         left = _PLACES["loss"][0]
         _recommend(add("advice", left, HEIGHT, WIDTH - left - 20, strip - 8), shown, palette)
     return figure
+
+
+def _upper(more: float) -> dict[str, tuple[float, float, float, float]]:
+    """The upper two panels where the names of the sources take so many points more, which the loss gives."""
+    (left, top, width, tall), (right, *rest) = _PLACES["loss"], _PLACES["sources"]
+    return {"loss": (left, top, width - more, tall), "sources": (right - more, rest[0], rest[1], rest[2])}
 
 
 def _recommend(ax: Axes, advice: Sequence[Advice], palette: Palette) -> None:

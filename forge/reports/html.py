@@ -4,6 +4,7 @@ Takes about a second; some 70 kB, 150 kB for 10,000 steps. report.html.j2 is the
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from forge.reports import curves
 from forge.reports.curves import compact, decimals, signed
 from forge.reports.dashboard import PANELS
-from forge.reports.losses import best_word, gap_word
+from forge.reports.losses import best_word, gap_word, wide_names
 from forge.reports.palette import DARK, LIGHT
 from forge.reports.remedy import Advice
 from forge.reports.summary import Rows, checkpoint_rows, progress_rows, share_done, validation_rows
@@ -44,11 +45,11 @@ def page(
     """The whole page; parts that are empty are left out.
 
     command: what to type to make the run again. scores: final/… and test/… metrics. plan: what, as estimated, as it was.
-    samples: prompt and text. ledger: a column of names, and one of counts a source. config: YAML, with the lines that `overrides`
-    set marked.
+    samples: what was asked, and what was written. ledger: a column of names, and one of counts a source. config: YAML, with the lines
+    that `overrides` set marked.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "without_blanks": without_blanks}
     template = environment.from_string(files("forge.reports").joinpath("report.html.j2").read_text("utf-8"))
     return template.render(
         light=LIGHT.named,
@@ -123,12 +124,19 @@ def number(value: object) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}" if abs(value) < 1000 else compact(value, 4)
 
 
+def without_blanks(text: str) -> str:
+    """What a model wrote, with blank lines counted where it wrote several: one that goes wrong writes hundreds."""
+    return re.sub(r"\n(?:[ \t]*\n){3,}", lambda run: f"\n… {run[0].count(chr(10)) - 1} blank lines …\n", text.rstrip())
+
+
 def panel(name: str, history: History, facts: RunFacts) -> Figure:
     """One panel of the dashboard as a figure for itself."""
     height, right = (_TALL, _NAMES) if name in _WITH_NAMES else (_LOW, _RIGHT)
     figure = Figure(figsize=(_WIDTH / 72, height / 72))
     FigureCanvasAgg(figure)
     figure.patch.set_visible(False)
-    place = (_LEFT / _WIDTH, _FOOT / height, 1 - (_LEFT + right) / _WIDTH, 1 - (_TOP + _FOOT) / height)
-    PANELS[name](figure.add_axes(place, label=name, facecolor="none"), history, facts, LIGHT)
+    ax = figure.add_axes((0, 0, 1, 1), label=name, facecolor="none")
+    right += wide_names(ax, history) * (name == "sources")
+    ax.set_position((_LEFT / _WIDTH, _FOOT / height, 1 - (_LEFT + right) / _WIDTH, 1 - (_TOP + _FOOT) / height))
+    PANELS[name](ax, history, facts, LIGHT)
     return figure

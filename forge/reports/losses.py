@@ -9,12 +9,27 @@ from matplotlib.axes import Axes
 from forge.reports import curves
 from forge.reports.curves import decimals, finite, signed
 from forge.reports.palette import Palette
-from forge.reports.panels import LABEL, NORMAL, empty, font, frame, label_ends, limit_line, log_axis, plot, shade, size_points, text_width
+from forge.reports.panels import (
+    LABEL,
+    NORMAL,
+    empty,
+    end_width,
+    font,
+    frame,
+    label_ends,
+    limit_line,
+    log_axis,
+    plot,
+    shade,
+    size_points,
+    text_width,
+)
 from forge.spec import History, RunFacts
 
 STYLES = ("-", "--", ":")  # told apart by stroke where the colours repeat
 MAX_SOURCES = 20
 SPARSE = 40  # evaluations: more are a line without dots
+NAMES, _WIDEST = 78.0, 140.0  # points beside the panel of sources for the labels at line ends, as a rule and at most
 DRIFTING, MEMORISING = 0.2, 0.5  # nats of generalisation gap: unseen text is e^0.2 = 1.2, and e^0.5 = 1.6, times as perplexing
 _MOST = 1e9  # perplexity: above it nothing is to be told apart
 
@@ -60,9 +75,7 @@ def loss(ax: Axes, history: History, facts: RunFacts, palette: Palette) -> None:
 
 
 def sources(ax: Axes, history: History, facts: RunFacts, palette: Palette) -> None:
-    title, prefix = "Validation loss per source", "val/loss/"
-    names = sorted({key.removeprefix(prefix) for _, metrics in history for key in metrics if key.startswith(prefix)})
-    found = [(name, x, y) for name in names for x, y in [finite(history, prefix + name)] if len(y)]
+    title, found = "Validation loss per source", _by_source(history)
     if not found:
         return empty(ax, title, palette)
     shown = found[: min(MAX_SOURCES, int(size_points(ax)[1] / LABEL) + 1)]
@@ -78,7 +91,19 @@ def sources(ax: Axes, history: History, facts: RunFacts, palette: Palette) -> No
         ax.axvline(best, color=palette.ink, linewidth=0.7, dashes=(2, 2), zorder=1.5)
     more = f"; {len(shown)} of {len(found)} shown" if len(found) > len(shown) else f"; starts at {decimals(highest, 1)}" * (start > 0)
     frame(ax, title, [("nats per token" + more, palette.grey)], max(x[-1] for _, x, _ in shown), 3, palette=palette)
-    label_ends(ax, ends, room=78)
+    label_ends(ax, ends, room=NAMES + wide_names(ax, history))
+
+
+def wide_names(ax: Axes, history: History) -> float:
+    """Points that the names of the sources need right of their panel beyond NAMES, so that those of some 20 characters are whole."""
+    widths = [end_width(ax, float(y[-1]), name) for name, _, y in _by_source(history)]
+    return max(0.0, min(max(widths, default=0.0), _WIDEST) - NAMES)
+
+
+def _by_source(history: History) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    prefix = "val/loss/"
+    names = sorted({key.removeprefix(prefix) for _, metrics in history for key in metrics if key.startswith(prefix)})
+    return [(name, x, y) for name in names for x, y in [finite(history, prefix + name)] if len(y)]
 
 
 def gap(ax: Axes, history: History, facts: RunFacts, palette: Palette) -> None:

@@ -21,6 +21,7 @@ INK, GREY, RULE = LIGHT.ink, LIGHT.grey, LIGHT.rule
 FONT = "DejaVu Sans"  # comes with matplotlib
 SMALL, NORMAL, LARGE = 8.5, 9.0, 13.0  # points
 LINE = 12.0  # points from a line of text to the next
+_GAP = 8.0  # points of a label's room that its leader takes
 LABEL = 11.5  # points from a label at a line's end to the next
 
 
@@ -74,10 +75,19 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], room: float) ->
     shares = [min(1.0, max(0.0, (value - low) / (high - low))) for value, _, _ in ends]
     places = curves.spread(shares, LABEL / height, 0.0, 1.0)
     for (value, name, colour), share, place in zip(ends, shares, places, strict=True):
-        text = cut(ax, f"{decimals(value, 2)} {name}", SMALL, room - 8)
+        text = cut(ax, _end(value, name), SMALL, room - _GAP)
         ax.annotate(text, (1, share), xycoords="axes fraction", xytext=(11, (place - share) * height), color=colour,
                     textcoords="offset points", va="center", arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6,
                     "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}, **font(SMALL))  # fmt: skip
+
+
+def end_width(ax: Axes, value: float, name: str) -> float:
+    """The `room` in which label_ends() cuts nothing off."""
+    return text_width(ax, one_line(_end(value, name)), SMALL) + _GAP
+
+
+def _end(value: float, name: str) -> str:
+    return f"{decimals(value, 2)} {name}"
 
 
 def shade(ax: Axes, low: float, high: float, words: str, colour: str, alpha: float = 0.08) -> None:

@@ -45,9 +45,11 @@ def test_at_the_end_plain_text_is_gone_on_with_too_and_scored_answers_are_taken(
 
 
 def test_a_table_has_a_row_a_sample() -> None:
-    one = answers.Answer("talk", "who?", "me", "you", (5,), ended=True, document="a")
-    plain = answers.Answer("text", "once", " upon", " more", (6,), ended=True, document="b", question=False)
-    assert samples.rows([(0, one), (30, plain)]) == [
-        {"step": 0, "source": "talk", "prompt": "who?", "reference": "me", "answer": "you", "ended": True},
-        {"step": 30, "source": "text", "prompt": "once", "reference": " upon", "answer": " more", "ended": None},
+    one = answers.Answer("talk", "<user>who?", "me", "you", (5,), ended=True, document="a", asked="who?")
+    plain = answers.Answer("text", "<s>once", " upon", " more", (6,), ended=True, document="b", question=False, asked="once")
+    rows = samples.rows([(0, one), (30, plain)])
+    assert rows == [
+        {"question": "who?", "prompt": "<user>who?", "reference": "me", "answer": "you", "step": 0, "source": "talk", "ended": True},
+        {"question": "once", "prompt": "<s>once", "reference": " upon", "answer": " more", "step": 30, "source": "text", "ended": None},
     ]
+    assert [next(iter(row)) for row in rows] == ["question"] * 2  # MLflow's table keeps the order

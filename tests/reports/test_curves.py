@@ -136,6 +136,12 @@ def test_gap_uses_the_training_loss_up_to_the_last_evaluation():
     assert curves.generalisation_gap([(0, {"val/loss": 9.0}), (1, {"train/loss": 3.0})]) is None
 
 
+def test_gap_takes_the_plain_cross_entropy_where_the_loss_holds_more():
+    """2.5 of validation against 2.25 nats; the z-loss on top makes the objective 3.0."""
+    history = [(1, {"train/loss": 3.0, "train/cross_entropy": 2.25}), (1, {"val/loss": 2.5})]
+    assert curves.generalisation_gap(history) == pytest.approx(0.25)
+
+
 def test_gap_weighs_the_sources_as_they_were_trained_on():
     """Points are not smoothed. Validation losses of 2 and 4 nats. Of 100 targets 80 and 20: 0.8 · 2 + 0.2 · 4 = 2.4. Of the next 100 40
     and 60 (120 and 80 of 200 in all): 0.4 · 2 + 0.6 · 4 = 3.2. A source of weight 0 is measured, and has no part."""

@@ -111,6 +111,7 @@ CASES = {
     "baseline far above": (made_up(400, start=0.2), facts(best_step=200, unigram_loss=7.2)),
     "long": (made_up(10_000), facts(10_000, best_step=10_000)),
     "many sources": (made_up(100, [f"source {i} of many" for i in range(30)]), facts(100)),
+    "usual words": (made_up(100, [f"customer-support-log{i}" for i in range(4)]), facts(100)),
     "long words": (made_up(100, ["s" * 60]), WORDY),
     "diverged": (DIVERGED, facts(60, best_step=50)),
     "all there is": (made_up(400), facts(1200, **LIMITED, **FULL), advised(9)),
@@ -149,6 +150,16 @@ def assert_readable(figure):
         across = min(box.x1, other.x1) - max(box.x0, other.x0) > 1
         down = min(box.y1, other.y1) - max(box.y0, other.y0) > 1
         assert not (across and down), f"{panel}: {text!r} overlaps {other_panel}: {other_text!r}"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_names_of_twenty_characters_are_whole_at_line_ends_and_the_loss_keeps_its_room_from_short_ones(count):
+    names = ["customer-support-log", "documentation_python", "wikipedia-german-en2", "instructions_and_txt"][:count]
+    history = made_up(100, names)
+    for figure in (draw(history, facts(100)), html.panel("sources", history, facts(100))):
+        assert {text.partition(" ")[2] for text in words(figure, "sources") if text[-1].isalnum() and "." in text} >= {*names}
+    wide, narrow = (panel(draw(made_up(100, some), facts(100)), "loss").bbox.width for some in (["web"] * count, names))
+    assert narrow < wide == panel(draw(made_up(100, []), facts(100)), "loss").bbox.width
 
 
 def test_panels_without_data_say_so():

@@ -123,6 +123,11 @@ def test_all_parts_are_there_and_those_that_are_empty_are_left_out():
     assert Page(page([], RunFacts("a title", "starting", 0))).ids == ["figures", "numbers"]
 
 
+def test_a_sample_of_blank_lines_takes_none():
+    words = Page(page([], RunFacts("a title", "starting", 0), samples=[("who?\n", "\n\n \n"), ("and?\n", "me\n\n\n \n\nyou\n\n")])).words
+    assert words[-4:] == ["who?", "(nothing)", "and?", "me\n… 4 blank lines …\nyou"]
+
+
 def test_the_page_says_what_is_asked_first():
     words = Page(full()).words
     first = ["a title", "a status · run 0123", "4.667", "best validation loss, nats a token, at step 100", "0.833", "Chosen: a reason."]
