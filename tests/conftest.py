@@ -14,8 +14,9 @@ from forge.data.encode import Encoder
 from forge.data.pack import PackedRows
 from forge.data.tokens import Sequences
 from forge.models import Loaded, scratch
-from forge.settings import DataSpec, EvaluationSpec, OverLength, SourceSpec
+from forge.settings import DataSpec, EvaluationSpec, SourceSpec
 from forge.spec import Data, Document, Packing
+from forge.values import OverLength
 from tests import mlflow_server
 from tests.place import Place, Told, opened
 

@@ -15,8 +15,9 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("forge/**
 
 ENTRIES = ("train", "evaluate", "release.__main__", "serve", "chat", "watch", "compare", "plan", "data_report", "reproduce", "doctor")
 LAYERS: tuple[tuple[str, ...], ...] = (  # a module imports from its own layer and from those before it
-    ("__init__", "settings", "spec", "units", "errors", "paths", "audit", "blas", "signals", "progress", "bars", "entry", "imports"),
-    ("arrays", "chat_template", "training.schedules", "training.formulation", "training.streams", "training.history", "training.choice"),
+    ("__init__", "values", "settings", "spec", "units", "errors", "paths", "audit", "blas", "signals", "progress", "entry", "imports"),
+    ("arrays", "bars", "chat_template"),
+    ("training.schedules", "training.formulation", "training.streams", "training.history", "training.choice"),
     ("evaluation.text", "evaluation.corpus", "evaluation.scores", "evaluation.instructions", "reports"),
     ("training.host", "training.attention", "training.isolation", "training.ends", "training.cross_entropy", "training.objectives"),
     ("data", "models", "training.checkpoint", "training.optim"),

@@ -16,8 +16,8 @@ import numpy as np
 from forge.data.render import Rendered, render
 from forge.data.templates import Template
 from forge.errors import DataError
-from forge.settings import Mask
 from forge.spec import BadRow, Conversation, Document, Preference
+from forge.values import Mask
 
 
 @dataclass(frozen=True)

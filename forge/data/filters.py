@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from forge.errors import DataError
-from forge.settings import Share
+from forge.values import Share
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier

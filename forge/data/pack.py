@@ -13,8 +13,8 @@ import numpy as np
 
 from forge.data.tokens import Sequences
 from forge.errors import DataError
-from forge.settings import OverLength
 from forge.spec import Batch
+from forge.values import OverLength
 
 
 @dataclass(frozen=True)

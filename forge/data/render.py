@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from forge.data.templates import MARK, RAISED, Span, Template, common
-from forge.settings import Mask
 from forge.spec import BadRow, Conversation, Message
+from forge.values import Mask
 
 
 @dataclass(frozen=True)

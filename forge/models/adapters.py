@@ -16,7 +16,7 @@ from pydantic import PlainValidator
 from forge.errors import ModelError
 from forge.models import parts
 from forge.models.dora import DoRAEmbedding, DoRALinear
-from forge.settings import Count, Part, Positive
+from forge.values import Count, Part, Positive
 
 Target = Literal["attention", "mlp", "linear", "embeddings"]
 

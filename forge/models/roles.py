@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from forge.arrays import flat
 from forge.models import parts
-from forge.settings import Role
+from forge.values import Role
 
 
 def roles(model: nn.Module) -> dict[str, Role]:

@@ -27,7 +27,8 @@ from forge import paths
 from forge.entry import entry
 from forge.errors import ReleaseError
 from forge.keys import read
-from forge.settings import ModelName, Recipes, checked
+from forge.settings import checked
+from forge.values import ModelName, Recipes
 
 if TYPE_CHECKING:
     from forge.config import Config

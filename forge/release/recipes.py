@@ -31,9 +31,9 @@ from forge.models import Loaded
 from forge.models.parts import is_quantised
 from forge.models.quantise import learn_packing
 from forge.progress import Work
-from forge.settings import RECIPE
 from forge.spec import Batch, Data
 from forge.training.formulation import on_cpu
+from forge.values import RECIPE
 
 _LENGTH, _FEWEST = 512, 8  # tokens of a document, and rows
 _BATCH = 4

@@ -21,10 +21,10 @@ from pydantic import Field
 
 from forge import binding
 from forge.errors import ConfigError
-from forge.settings import Count
 from forge.sweep.clusters import Ray, Submitit
 from forge.sweep.elsewhere import Elsewhere
 from forge.sweep.launch import Launcher
+from forge.values import Count
 
 Make = Callable[[Path], Launcher]
 

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field
 
 from forge import units
 from forge.errors import ConfigError, TrainingError
-from forge.settings import Count, NotNegative, Positive
 from forge.spec import Snapshot
+from forge.values import Count, NotNegative, Positive
 
 _FEWEST = 10  # reports that make a median
 

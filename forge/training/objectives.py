@@ -15,12 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from forge.settings import Count, NotNegative, Part
 from forge.spec import Batch
 from forge.training import cross_entropy, host
 from forge.training.cross_entropy import Terms
 from forge.training.ends import Head, Noise, hidden_states
 from forge.training.streams import parts
+from forge.values import Count, NotNegative, Part
 
 Sums = tuple[mx.array, tuple[mx.array, Mapping[str, mx.array]]]
 CHUNK = 256

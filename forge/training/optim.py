@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.optimizers as optimizers
 
 from forge.errors import ConfigError
-from forge.settings import Count, NotNegative, Part, Positive, Role
+from forge.values import Count, NotNegative, Part, Positive, Role
 
 
 def adam(*, lr: Positive, beta1: Part, beta2: Part, eps: Positive) -> optimizers.Optimizer:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from forge.errors import ConfigError
-from forge.settings import Count, Part, Positive, Share
+from forge.values import Count, Part, Positive, Share
 
 Cooldown = Literal["linear", "1-sqrt"]
 

@@ -18,10 +18,10 @@ from mlx.utils import tree_unflatten
 from forge.arrays import flat, scalar
 from forge.errors import ConfigError, TrainingError
 from forge.models.roles import roles
-from forge.settings import Role
 from forge.training.formulation import on_cpu
 from forge.training.optim import Muon, peak_of
 from forge.training.streams import lanes, on
+from forge.values import Role
 
 Arrays = dict[str, mx.array]
 

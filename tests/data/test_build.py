@@ -17,8 +17,9 @@ from forge.data.split import Sides
 from forge.data.survey import survey
 from forge.data.templates import named
 from forge.errors import DataError
-from forge.settings import DataSpec, EvaluationSpec, OverLength, SourceSpec
+from forge.settings import DataSpec, EvaluationSpec, SourceSpec
 from forge.spec import Batch, Conversation, Data, Document, Ledger, Packing, Preference, Row
+from forge.values import OverLength
 
 PACKED, BUCKETED = Packing(True, "a test"), Packing(False, "a test")
 

@@ -13,8 +13,9 @@ from forge import data
 from forge.data.cache import Cache
 from forge.data.encode import Encoder
 from forge.data.lots import Lots
-from forge.settings import DataSpec, EvaluationSpec, OverLength, SourceSpec
+from forge.settings import DataSpec, EvaluationSpec, SourceSpec
 from forge.spec import Batch, Data, Document, Packing
+from forge.values import OverLength
 
 LENGTHS = (3, 40, 7, 12, 1, 25)
 

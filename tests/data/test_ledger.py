@@ -15,8 +15,9 @@ from forge.data.encode import Encoder
 from forge.data.ledger import broken, digest, table
 from forge.data.templates import named
 from forge.errors import DataError
-from forge.settings import DataSpec, EvaluationSpec, LimitsSpec, Mask, OverLength, SourceSpec
+from forge.settings import DataSpec, EvaluationSpec, LimitsSpec, SourceSpec
 from forge.spec import BadRow, Conversation, Data, Document, Ledger, Packing, Preference, Row
+from forge.values import Mask, OverLength
 
 ROW = 65  # tokens
 

@@ -20,8 +20,8 @@ from forge.models import Loaded, fuse
 from forge.release import recipes
 from forge.release.divergence import diverge, keep
 from forge.release.recipes import Recipe, parse
-from forge.settings import Recipes
 from forge.spec import Lineage
+from forge.values import Recipes
 from tests.release.conftest import Trained
 
 TOKENS = mx.array([[1, 5, 3, 8, 2, 9, 40, 7]])
