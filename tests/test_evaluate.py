@@ -99,7 +99,7 @@ def test_two_models_are_measured_side_by_side(
     for file in (documents.FILE, documents.BASE_FILE, questions.FILE, questions.BASE_FILE):
         assert reader.text(client, both.id, file)
     samples = json.loads(reader.text(client, both.id, "evaluation/samples.json") or "")
-    assert samples["columns"] == ["model", "source", "prompt", "reference", "answer", "ended"] and len(samples["data"]) == 4
+    assert samples["columns"] == ["model", "question", "answer", "reference", "source", "ended", "prompt"] and len(samples["data"]) == 4
     shown = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("loss ", "f1 ", "retention/json "))}
     assert shown["loss"] == [f"{both.metrics[f'{which}/loss']:.4g}" for which in ("base", "final")] and len(shown) == 3
     assert f"python -m forge.compare {both.id[:8]}@base {both.id[:8]}" in out
@@ -207,8 +207,7 @@ def test_a_run_asks_before_and_after_and_is_measured_again_to_the_digit(place: P
     assert metrics["final/loss"] < metrics["base/loss"]
     steps = {Path(each.path).name for each in place.client.list_artifacts(run.info.run_id, "evaluation/samples")}
     assert steps == {f"step-{step:08d}.json" for step in (0, 5, 10, 15, 20)}
-    table = json.loads(Path(place.client.download_artifacts(run.info.run_id, "evaluation/samples.json")).read_text())
-    assert [row[0] for row in table["data"]] == [*(step for step in (0, 5, 10, 15, 20) for _ in range(2))]
+    assert sampled_at(place, run) == [*(step for step in (0, 5, 10, 15, 20) for _ in range(2))]
     kept = json.loads(Path(place.client.download_artifacts(run.info.run_id, "evaluation/retention_base.json")).read_text())
     assert kept["columns"] == ["kind", "prompt", "answer", "followed"] and len(kept["data"]) == 40
 
@@ -224,8 +223,13 @@ def test_samples_of_all_lives_stand_in_the_run_s_table(place: Place, told: tuple
     first, second = told
     (run,) = second.runs
     assert first.code != 0 and second.code == 0, first.output + second.output
+    assert sorted(set(sampled_at(place, run))) == [0, 5, 10, 15, 20]
+
+
+def sampled_at(place: Place, run: Any) -> list[int]:
+    """The steps of the rows of a run's table."""
     table = json.loads(Path(place.client.download_artifacts(run.info.run_id, "evaluation/samples.json")).read_text())
-    assert sorted({row[0] for row in table["data"]}) == [0, 5, 10, 15, 20]
+    return [row[table["columns"].index("step")] for row in table["data"]]
 
 
 def planned_and_slow_to_answer(place: Place) -> Life:
