@@ -34,9 +34,9 @@ def body(_: list[str]) -> int:
 
     with Interrupts() as interrupts:
         try:
-            with interrupts.patient(), own.telling(lambda cause: tell(5, cause)):
+            with own.telling(lambda cause: tell(5, cause)), interrupts.patient(agree=send) as asked_to_stop:
                 step = 0
-                while not send(interrupts.asked()):
+                while not asked_to_stop():
                     step += 1
                     (FOLDER / f"{own.rank}.running").write_text(str(os.getppid()))
                     if own.rank == 1 and step == 3 and HOW == "raise":
