@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from mlflow import MlflowClient
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[1]
 Process = subprocess.Popen[str]
@@ -101,7 +103,7 @@ class Place:
     """Configuration, documents, planted faults, and a root for results."""
 
     folder: Path
-    client: MlflowClient
+    client: "MlflowClient"
     processes: list[Process] = field(default_factory=list)
 
     def start(self, *arguments: str, processes: int = 1, **environment: str) -> Process:
@@ -176,6 +178,8 @@ def clean() -> dict[str, str]:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Place]:
+    from mlflow import MlflowClient  # here, since every process that collects tests imports this module
+
     (folder / "elsewhere").mkdir()
     documents(folder / "documents")
     (folder / "conf" / "experiment").mkdir(parents=True)
