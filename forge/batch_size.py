@@ -8,8 +8,7 @@ from forge.assemble import Parts, setup_of
 from forge.config import Config
 from forge.data.pack import join
 from forge.spec import Batch, Batches
-from forge.training.engine import normalise
-from forge.training.gradients import Gradients
+from forge.training.gradients import Gradients, normalise
 from forge.training.memory import largest_micro_batch, limited
 from forge.training.update import Update
 

@@ -1,11 +1,12 @@
 """The training loop. It knows no configuration, no tracker and no terminal: callables and frozen dataclasses come in, emit goes out.
 
-One host synchronisation a step. Losses are sums over target tokens, divided once a step by their count.
+One host synchronisation a step, beside those of attention on a CPU (forge.training.host). Losses are sums over target tokens, divided once
+a step by their count.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
 
 from forge.arrays import flat, scalar
 from forge.errors import TrainingError
@@ -22,11 +22,10 @@ from forge.spec import Batch, Batches, Callback, Data, Emit, Metrics, Plan, Resu
 from forge.training import guards, memory
 from forge.training.checkpoint import State, Store, put_weights
 from forge.training.evaluate import Full, evaluate, forgetting, full
-from forge.training.gradients import Gradients, Parts
+from forge.training.gradients import Gradients, accumulate, normalise
 from forge.training.memory import UNBOUND, Bound
 from forge.training.prefetch import Prefetched
 from forge.training.recompute import recomputed
-from forge.training.streams import over_lanes
 from forge.training.update import Update
 from forge.training.world import ALONE, World
 
@@ -241,36 +240,6 @@ def _chosen(store: Store, world: World) -> tuple[int, float, str]:
     assert best or not world.first, "step 0 is always evaluated and saved"
     step, loss, why = json.loads(world.agree(json.dumps([best.step, best.loss, best.why]) if best else None) or "")
     return step, loss, why
-
-
-def accumulate(gradients_of: Callable[[Batch], Parts], batches: Sequence[Batch]) -> Parts:
-    """The sums over micro-batches of losses, target counts, further sums, and gradients of the summed loss. Never means.
-
-    Several micro-batches' gradients are added in fp32: a 16-bit sum would stand still once it is some hundred times what is added.
-    """
-    loss_sum, count, sums, gradients = gradients_of(batches[0])
-    if len(batches) > 1:
-        gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
-    for batch in batches[1:]:
-        mx.eval(loss_sum, count, sums, gradients)  # frees one graph before the next is built
-        loss, number, more, gradient = gradients_of(batch)
-        loss_sum, count = loss_sum + loss, count + number
-        sums = tree_map(mx.add, sums, more)
-        gradients = over_lanes(mx.add, gradients, gradient)
-    return loss_sum, count, sums, gradients
-
-
-def normalise(gradients: Any, count: mx.array, clip_norm: float) -> tuple[Any, mx.array]:
-    """Gradients of the mean loss over `count` targets, scaled down to a global norm of at most `clip_norm`; and their norm before.
-
-    In fp32: fp16 holds no mean gradient below 6e-8.
-    """
-    count = mx.maximum(count, 1)  # a step without targets must not put 0/0 into the weights
-    squares = over_lanes(lambda gradient: mx.square(gradient.astype(mx.float32)).sum(), gradients)
-    norm = mx.sqrt(mx.stack(list(flat(squares).values())).sum()) / count
-    # Scaling by a norm that is NaN would make every gradient NaN; by 0 those alone that are not finite, and they can be named.
-    scale = mx.where(mx.isfinite(norm), mx.minimum(1.0, clip_norm / (norm + 1e-6)) / count, 0.0)
-    return over_lanes(lambda gradient: gradient.astype(mx.float32) * scale, gradients), norm
 
 
 def _by_source(batches: list[Batch]) -> Iterator[tuple[str, int]]:

@@ -48,7 +48,7 @@ def test_the_logged_loss_is_the_mean_over_targets(train: Any, make_data: Any, ma
 
 
 def test_the_gradient_is_clipped_to_the_limit_and_its_norm_is_the_one_before() -> None:
-    from forge.training.engine import normalise
+    from forge.training.gradients import normalise
 
     gradients = {"a": mx.array([3.0, 0.0]), "b": {"c": mx.array([[0.0, 4.0]])}}  # norm 5 summed over 2 targets: 2.5
     clipped, norm = normalise(gradients, mx.array(2), clip_norm=0.5)
@@ -61,7 +61,7 @@ def test_the_gradient_is_clipped_to_the_limit_and_its_norm_is_the_one_before() -
 
 def test_sums_and_means_of_sixteen_bit_gradients_are_taken_in_fp32() -> None:
     """600 times 1 is 600, where bf16 stops at 256; 2^-10 over 2^16 targets is 2^-26, below the least number of fp16, 2^-24."""
-    from forge.training.engine import accumulate, normalise
+    from forge.training.gradients import accumulate, normalise
 
     def one(batch: Any) -> Any:
         return mx.array(0.0), mx.array(1), {}, {"w": mx.array([1.0], dtype=mx.bfloat16)}

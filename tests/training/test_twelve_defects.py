@@ -80,7 +80,7 @@ def test_04_a_row_without_targets_makes_no_nan(packed: Packed, train: Any, make_
 
 def test_05_accumulation_weighs_tokens_not_micro_batches() -> None:
     """There, micro-batches' means are averaged: 8 targets at loss 1 and 2 at loss 6 give 3.5; the mean over targets is 2."""
-    from forge.training.engine import accumulate
+    from forge.training.gradients import accumulate
 
     def sums(batch: Any) -> Any:
         loss, count = batch
