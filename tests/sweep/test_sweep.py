@@ -61,7 +61,7 @@ def test_the_same_command_does_what_is_left(place: Place, told: list[Life]) -> N
     for child in children:
         losses, before = second.losses[child.info.run_id], first.losses[child.info.run_id]
         assert [step for step, _ in losses] == list(range(1, 21))  # no step twice
-        assert before and losses[: len(before)] == before
+        assert losses[: len(before)] == before  # none, where the kill came before they were sent
     assert (parent.data.metrics["sweep/finished"], parent.data.metrics["sweep/failed"]) == (4, 0)
     (version,) = place.client.search_model_versions("name='faults'")  # the winner is the first: the four are equal
     assert parent.data.tags["best/child"] == "kind=none" and version.run_id == children[0].info.run_id
