@@ -1,6 +1,7 @@
 """The kinds of values that settings are made of. Each is checked where it is read, and says in a line what it should have been."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -9,12 +10,17 @@ from forge import units
 from forge.errors import ConfigError
 
 
-def _duration(value: Any) -> Any:
-    try:
-        units.parse(value)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-    return value
+def _readable(read: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """Takes what `read` can read, and leaves it as it is."""
+
+    def same(value: Any) -> Any:
+        try:
+            read(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    return same
 
 
 def _length(value: Any) -> Any:
@@ -70,7 +76,8 @@ def _recipes(value: Any) -> Any:
     return listed
 
 
-Duration = Annotated[str, BeforeValidator(_duration)]
+Duration = Annotated[str, BeforeValidator(_readable(units.parse))]
+Time = Annotated[str, AfterValidator(_readable(units.seconds))]
 Cadence = Annotated[Duration, AfterValidator(_cadence)]
 Length = Annotated[Duration, AfterValidator(_length)]
 Count = Annotated[int, Field(ge=1)]

@@ -8,22 +8,14 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from forge import units
-from forge.errors import ConfigError, TrainingError
+from forge.errors import TrainingError
 from forge.spec import Snapshot
-from forge.values import Count, NotNegative, Positive
+from forge.values import Count, NotNegative, Positive, Time
 
 _FEWEST = 10  # reports that make a median
-
-
-def _time(text: str) -> str:
-    try:
-        units.seconds(text)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-    return text
 
 
 @dataclass
@@ -100,7 +92,7 @@ class Overfitting:
 class TimeBudget:
     """Stops after the step at which the run has trained for `limit` ("90 min", "2 h"; null: off), all its lives together."""
 
-    limit: Annotated[str, AfterValidator(_time)] | None
+    limit: Time | None
 
     def __call__(self, snapshot: Snapshot) -> str | None:
         if self.limit is None or snapshot.seconds < units.seconds(self.limit):
