@@ -92,7 +92,7 @@ def _forward(spans: list[Span], given: list[np.ndarray], empty: list[np.ndarray]
     def of_lane(tiles: list[Tile]) -> None:
         room = _room(tiles, q)
         for tile in tiles:
-            score_QK = _scores(tile, q, k, masks, room)
+            score_QK = _scores(tile, _queries(q, tile), k, masks, room)
             max_Q1 = score_QK.max(axis=1, keepdims=True)
             score_QK -= max_Q1
             np.exp(score_QK, out=score_QK)
@@ -116,14 +116,15 @@ def _backward(spans: list[Span], given: list[np.ndarray], empty: list[np.ndarray
             if (row, head) not in sums:
                 sums[row, head] = np.zeros_like(k[row, head]), np.zeros_like(v[row, head])
             d_k_KD, d_v_KD = (of_head[first:stop] for of_head in sums[row, head])
-            p_QK, d_out_QD = _scores(tile, q, k, masks, room), _queries(d_out, tile)
+            q_QD, d_out_QD = _queries(q, tile), _queries(d_out, tile)
+            p_QK = _scores(tile, q_QD, k, masks, room)
             p_QK -= _queries(normal, tile)
             np.exp(p_QK, out=p_QK)
             d_v_KD += p_QK.T @ d_out_QD
             d_score_QK = np.matmul(d_out_QD, _seen(v, tile).T, out=_part(more_room, p_QK.shape))
             d_score_QK -= _queries(delta, tile)
             d_score_QK *= p_QK
-            d_k_KD += d_score_QK.T @ _queries(q, tile)
+            d_k_KD += d_score_QK.T @ q_QD
             _fill(d_q, tile, d_score_QK @ _seen(k, tile))
         return sums
 
@@ -135,10 +136,10 @@ def _backward(spans: list[Span], given: list[np.ndarray], empty: list[np.ndarray
             d_v[of_head] += own_d_v
 
 
-def _scores(tile: Tile, q: np.ndarray, k: np.ndarray, masks: Sequence[np.ndarray], room: np.ndarray) -> np.ndarray:
+def _scores(tile: Tile, q_QD: np.ndarray, k: np.ndarray, masks: Sequence[np.ndarray], room: np.ndarray) -> np.ndarray:
     """score_QK, in `room`."""
     row, _, (start, stop, first) = tile
-    q_QD, k_KD = _queries(q, tile), _seen(k, tile)
+    k_KD = _seen(k, tile)
     score_QK = np.matmul(q_QD, k_KD.T, out=_part(room, (len(q_QD), len(k_KD))))
     by_head = score_QK.reshape(-1, stop - start, stop - first)
     if not masks:
